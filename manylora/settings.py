@@ -1,0 +1,105 @@
+"""The only file that reads the environment.
+
+Order of precedence: flags > environment (`MANYLORA_*`) > `.env` in the working directory >
+`$MANYLORA_HOME/client.env` and `$MANYLORA_HOME/service.env` (written by `manylora up`) > defaults.
+Built once at a process's entry and handed down; nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_HOME = "~/.manylora"
+
+
+class Settings(BaseSettings):
+    """Every setting, its unit and its default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MANYLORA_", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    home: Path = Field(Path(DEFAULT_HOME), description="folder of the embedded stack and caches")
+    base_cache: Path | None = Field(None, description="folder of base weights; default home/bases")
+    scratch: Path | None = Field(None, description="folder for jobs in work; default home/scratch")
+    run_dir: Path | None = Field(None, description="where a worker notes its trainer's pid")
+
+    api_url: str = Field("http://127.0.0.1:8400", description="where the CLI finds the API")
+    api_key: SecretStr | None = Field(None, description="the key the CLI sends")
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: int = Field(8400, ge=0, le=65535, description="port the API listens on")
+
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://manylora_app@127.0.0.1:5432/manylora"),
+        description="PostgreSQL as the app role",
+    )
+    database_owner_url: SecretStr | None = Field(
+        None, description="PostgreSQL as the owner role, for `db upgrade` only"
+    )
+    broker_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Valkey or Redis; wake-ups only"
+    )
+
+    s3_endpoint: str | None = Field(None, description="S3 endpoint; none means AWS")
+    s3_public_endpoint: str | None = Field(
+        None, description="endpoint written into presigned URLs; default s3_endpoint"
+    )
+    s3_region: str = Field("us-east-1", description="S3 region")
+    s3_bucket: str = Field("manylora", description="bucket of files, bases and adapters")
+    s3_access_key: SecretStr | None = Field(None, description="S3 access key")
+    s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
+
+    key_pepper: SecretStr = Field(
+        SecretStr(""), description="server-side secret that API keys are hashed with"
+    )
+
+    tick_seconds: float = Field(1.0, gt=0, description="seconds between two scheduling rounds")
+    dispatch_deadline_seconds: float = Field(
+        45.0, gt=0, description="a wake-up not claimed by then is sent again"
+    )
+    heartbeat_seconds: float = Field(10.0, gt=0, description="seconds between two lease renewals")
+    lease_seconds: float = Field(60.0, gt=0, description="a lease not renewed for so long is lost")
+    checkpoint_seconds: float = Field(
+        300.0, gt=0, description="seconds between two checkpoints of a job"
+    )
+    stall_seconds: float = Field(
+        300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
+    )
+
+    device_hour_price: float = Field(0.10, ge=0, description="price of one device-hour")
+    currency: str = Field("USD", description="currency of every price shown")
+
+    max_file_bytes: int = Field(512 * 2**20, gt=0, description="largest dataset, bytes")
+    max_examples: int = Field(1_000_000, gt=0, description="most examples in a dataset")
+    max_line_bytes: int = Field(256 * 2**10, gt=0, description="longest line of a dataset, bytes")
+    max_json_depth: int = Field(32, gt=0, description="deepest nesting of a dataset's line")
+    min_examples: int = Field(1, gt=0, description="fewest examples of a training file")
+    max_context_length: int = Field(4096, gt=0, description="longest max_length a job may ask for")
+    presign_seconds: int = Field(300, gt=0, description="life of a presigned download, seconds")
+
+    threads: int | None = Field(None, description="threads of the trainer; default all cores")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+    log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
+
+    def folder(self, name: Literal["bases", "scratch", "run"]) -> Path:
+        """One of the folders under `home` that a setting of its own may move."""
+        chosen = {"bases": self.base_cache, "scratch": self.scratch, "run": self.run_dir}[name]
+        return chosen if chosen is not None else self.home / name
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read the environment and the files, with `flags` (those not None) on top.
+
+    Raises: pydantic.ValidationError, turned by the faces into a UsageError.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    home = Path(str(given.get("home") or os.environ.get("MANYLORA_HOME") or DEFAULT_HOME))
+    home = Path(os.path.abspath(home.expanduser()))
+    given["home"] = home
+    files = (home / "service.env", home / "client.env", Path(".env"))
+    return Settings(_env_file=files, **given)  # later files win over earlier ones
