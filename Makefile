@@ -1,0 +1,43 @@
+# Everything a person types. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types contracts check clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with everything locked; leaves .venv/bin/manylora
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "manylora needs Python 3.11 or newer (make PYTHON=python3.11 …)" >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch "$(STAMP)"
+
+demo: setup  ## three customers' adapters on one real base, by the real service
+	"$(BIN)/python" examples/demo.py
+
+test: setup  ## every test, on real PostgreSQL, Valkey and SeaweedFS
+	"$(BIN)/python" -m pytest
+
+lint: setup  ## style
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+
+types: setup  ## static types
+	"$(BIN)/mypy"
+
+contracts: setup  ## who may import whom
+	"$(BIN)/lint-imports"
+
+check: lint types contracts test  ## all of the above
+
+clean:  ## remove .venv and build
+	rm -rf "$(VENV)" build

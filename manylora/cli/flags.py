@@ -1,0 +1,85 @@
+"""Options that several commands share: `--json`, and the flags that shape an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import rich_click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+command = partial(click.command, cls=rich_click.RichCommand)
+group = partial(click.group, cls=rich_click.RichGroup)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout; talk on stderr."
+)
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+folder = click.Path(file_okay=False, path_type=Path)
+
+_HYPERPARAMETERS = (
+    click.option("--epochs", type=click.IntRange(1, 50), help="Passes over the data  [auto: 3]"),
+    click.option("--batch-size", type=click.IntRange(1, 256), help="Examples a step  [auto: 4]"),
+    click.option("--lr", type=float, help="Learning rate  [by the base's width]"),
+    click.option(
+        "--schedule", type=click.Choice(["constant", "linear", "cosine"]), help="[linear]"
+    ),
+    click.option("--warmup-ratio", type=float, help="Share of the steps that warm up  [0.03]"),
+    click.option("--rank", type=int, help="Rank of the adapter  [32]"),
+    click.option("--alpha", type=float, help="Scale is alpha / rank  [rank]"),
+    click.option("--dropout", type=float, help="Dropout before the adapter  [0]"),
+    click.option(
+        "--target-modules",
+        multiple=True,
+        metavar="NAMES",
+        help="Layers that get an adapter; repeat it or use commas  [all-linear]",
+    ),
+    click.option("--max-length", type=int, help="Longest example, tokens  [1024]"),
+)
+
+
+def hyperparameters(function: F) -> F:
+    """Add the flags that `asked` reads."""
+    for option in reversed(_HYPERPARAMETERS):
+        function = option(function)
+    return function
+
+
+def asked(flags: dict[str, Any]) -> dict[str, Any]:
+    """The wire's hyperparameters for the flags that were given, checked before anything is sent.
+
+    Takes its flags out of `flags`. Raises: BadSpecError.
+    """
+    from manylora.hyperparameters import parse
+
+    modules = [name.strip() for value in flags.pop("target_modules") for name in value.split(",")]
+    raw = {
+        "n_epochs": flags.pop("epochs"),
+        "batch_size": flags.pop("batch_size"),
+        "learning_rate": flags.pop("lr"),
+        "lr_schedule": flags.pop("schedule"),
+        "warmup_ratio": flags.pop("warmup_ratio"),
+        "lora_r": flags.pop("rank"),
+        "lora_alpha": flags.pop("alpha"),
+        "lora_dropout": flags.pop("dropout"),
+        "target_modules": "all-linear" if modules == ["all-linear"] else modules or None,
+        "context_length": flags.pop("max_length"),
+    }
+    given = {name: value for name, value in raw.items() if value is not None}
+    parse(given)
+    return given
+
+
+def metadata(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`k=v` pairs as a mapping. Raises: click.BadParameter."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--metadata")
+        found[name] = value
+    return found

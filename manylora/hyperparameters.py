@@ -1,0 +1,152 @@
+"""What a job trains with: the wire's keys, their limits, and how "auto" resolves.
+
+The spelling is OpenAI's (`n_epochs`, `batch_size`, `learning_rate_multiplier`) with the extension
+keys other services use (`lora_r`, `learning_rate`, `context_length`, …). Defaults follow
+"LoRA Without Regret": every linear layer, rank 32, alpha 32, a learning rate that depends on the
+base's width only: 5e-5 * 10 * (2000 / hidden)^0.0775.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from manylora.errors import BadSpecError
+
+AUTO_EPOCHS = 3
+AUTO_BATCH = 4
+_WIDTH_EXPONENT = 0.0775
+
+Auto = Literal["auto"]
+_Count = Annotated[int, Meta(ge=1, le=256)]
+
+
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hyperparameters as a client may send them; everything may be left out."""
+
+    n_epochs: Auto | Annotated[int, Meta(ge=1, le=50)] = "auto"
+    batch_size: Auto | _Count = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Meta(gt=0, le=1000)] = "auto"
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.03
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
+    lora_r: Annotated[int, Meta(ge=1, le=1024)] = 32
+    lora_alpha: Annotated[float, Meta(gt=0)] | None = None
+    lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    use_rslora: bool = False
+    target_modules: str | list[str] = "all-linear"
+    context_length: Annotated[int, Meta(ge=8)] = 1024
+    eval_every: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Hyperparameters(msgspec.Struct, frozen=True):
+    """Resolved: what the trainer is told. Learning rate per optimizer step, lengths in tokens."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_multiplier: float
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    lora_r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    target_modules: str | list[str]
+    context_length: int
+    eval_every: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON column."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def parse(raw: dict[str, Any] | None) -> Asked:
+    """Read what a client sent.
+
+    Raises: BadSpecError naming the key, its value's limit and the JSON path.
+    """
+    try:
+        return msgspec.convert(
+            {k: v for k, v in (raw or {}).items() if v is not None and k != "lora"}, Asked
+        )
+    except msgspec.ValidationError as error:
+        path = re.search(r"\$\.(\w+)", str(error))
+        known = ", ".join(f.name for f in msgspec.structs.fields(Asked))
+        raise BadSpecError(
+            f"hyperparameters: {error}",
+            param=f"hyperparameters.{path[1]}" if path else "hyperparameters",
+            hint=f"known keys: {known}",
+        ) from error
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The learning rate for a base of that width (LoRA Without Regret), rounded to 3 digits."""
+    return float(f"{5e-5 * 10 * (2000 / hidden_size) ** _WIDTH_EXPONENT:.3g}")
+
+
+def resolve(asked: Asked, *, hidden_size: int) -> Hyperparameters:
+    """Numbers for every "auto"."""
+    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
+    base_rate = asked.learning_rate or default_learning_rate(hidden_size)
+    return Hyperparameters(
+        n_epochs=AUTO_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs,
+        batch_size=AUTO_BATCH if asked.batch_size == "auto" else asked.batch_size,
+        learning_rate=base_rate * multiplier,
+        learning_rate_multiplier=multiplier,
+        lr_schedule=asked.lr_schedule,
+        warmup_ratio=asked.warmup_ratio,
+        weight_decay=asked.weight_decay,
+        max_grad_norm=asked.max_grad_norm,
+        lora_r=asked.lora_r,
+        lora_alpha=asked.lora_alpha if asked.lora_alpha is not None else float(asked.lora_r),
+        lora_dropout=asked.lora_dropout,
+        use_rslora=asked.use_rslora,
+        target_modules=asked.target_modules,
+        context_length=asked.context_length,
+        eval_every=asked.eval_every,
+    )
+
+
+def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[str]:
+    """Names of the base's layers the adapter will sit on, judged from the base's row alone.
+
+    `layers` maps module names to [in_features, out_features].
+    Raises: BadSpecError when no layer matches or the rank is larger than one of them.
+    """
+    wanted = hyper.target_modules
+    if wanted == "all-linear":
+        hit = list(layers)
+    elif isinstance(wanted, str):
+        try:
+            hit = [name for name in layers if re.fullmatch(wanted, name)]
+        except re.error as error:
+            raise BadSpecError(
+                f"target_modules: {wanted!r} is not a regular expression: {error}",
+                param="hyperparameters.target_modules",
+            ) from error
+    else:
+        hit = [n for n in layers if any(n == w or n.endswith("." + w) for w in wanted)]
+    if not hit:
+        there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+        raise BadSpecError(
+            f"target_modules {wanted!r} match no layer of this base",
+            param="hyperparameters.target_modules",
+            hint=f"layers of this base: {there}; or all-linear",
+        )
+    for name in hit:
+        if hyper.lora_r > min(layers[name]):
+            raise BadSpecError(
+                f"lora_r {hyper.lora_r} is larger than the layer {name} ({layers[name]})",
+                param="hyperparameters.lora_r",
+                hint=f"at most {min(min(layers[n]) for n in hit)}",
+            )
+    return hit

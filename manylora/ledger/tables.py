@@ -1,0 +1,297 @@
+"""The tables, typed. What they mean stands beside each column that does not say it itself.
+
+Rows never talk to the database: the verbs are in the modules named after the nouns.
+Times are `timestamptz`, written by the database's own clock.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from manylora.ledger.states import JobState
+
+Json = dict[str, Any]
+_NOW = func.clock_timestamp()
+
+
+class Table(DeclarativeBase):
+    """The root of all tables."""
+
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own protocol)
+        dt.datetime: DateTime(timezone=True),
+        uuid.UUID: UUID(as_uuid=True),
+        Json: JSONB,
+        list[Json]: JSONB,
+        list[str]: JSONB,
+        int: BigInteger,
+        float: Float,
+        str: Text,
+    }
+
+
+class Tenant(Table):
+    """Who owns files, jobs and adapters; `organization_id` on the wire."""
+
+    __tablename__ = "tenants"
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    name: Mapped[str] = mapped_column(String(40), unique=True)
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class ApiKey(Table):
+    """A bearer key. Only the keyed hash of its secret half is kept."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    #: "tenant" for one's own things, "operator" to register bases
+    scopes: Mapped[list[str]]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[dt.datetime | None]
+    revoked_at: Mapped[dt.datetime | None]
+
+
+class Base(Table):
+    """A frozen model. Operators register bases; tenants only name them."""
+
+    __tablename__ = "bases"
+    __table_args__ = (CheckConstraint("state IN ('uploading', 'ready')", name="bases_state"),)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: sha256 over the digests of all its files, its dtype and its quantisation
+    fingerprint: Mapped[str] = mapped_column(String(64), index=True)
+    dtype: Mapped[str] = mapped_column(String(16))
+    architecture: Mapped[str]
+    source: Mapped[str]
+    parameters: Mapped[int]
+    hidden_size: Mapped[int]
+    bytes: Mapped[int]
+    chat_template: Mapped[str | None]
+    #: [{name, sha256, bytes}]
+    files: Mapped[list[Json]]
+    #: {module name: [in_features, out_features]} of every layer an adapter may sit on
+    layers: Mapped[Json]
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class File(Table):
+    """An uploaded dataset."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_of_tenant", "tenant_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    deleted_at: Mapped[dt.datetime | None]
+
+
+class Job(Table):
+    """One wish for one adapter."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN (" + ", ".join(f"'{s.value}'" for s in JobState) + ")", name="jobs_state"
+        ),
+        CheckConstraint(
+            "(state = 'dispatched') = (dispatch_deadline IS NOT NULL)", name="jobs_dispatched"
+        ),
+        UniqueConstraint("tenant_id", "idempotency_key", name="jobs_idempotency"),
+        Index("jobs_of_tenant", "tenant_id", "created_at", "id"),
+        Index(
+            "jobs_waiting",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
+            "jobs_at_work",
+            "state",
+            postgresql_where=text("state IN ('validating_files', 'dispatched', 'running')"),
+        ),
+    )
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    base: Mapped[str] = mapped_column(ForeignKey("bases.name"))
+    base_fingerprint: Mapped[str] = mapped_column(String(64))
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int]
+    #: as asked for ("auto" stays "auto")
+    asked: Mapped[Json]
+    #: as resolved: what the trainer is told
+    hyperparameters: Mapped[Json]
+    job_metadata: Mapped[Json | None] = mapped_column("metadata")
+    priority: Mapped[int] = mapped_column(default=0)
+    idempotency_key: Mapped[str | None] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(20), default=JobState.VALIDATING.value)
+    #: the fencing token: raised at every dispatch, never lowered
+    attempt: Mapped[int] = mapped_column(default=0)
+    dispatch_deadline: Mapped[dt.datetime | None]
+    #: attempts lost to dead workers or broken infrastructure
+    failures: Mapped[int] = mapped_column(default=0)
+    #: why it waits, in one sentence, as the scheduler last saw it
+    waiting_for: Mapped[str | None]
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    examples: Mapped[int | None]
+    trained_tokens: Mapped[int | None]
+    device_seconds: Mapped[float] = mapped_column(default=0.0)
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    queued_at: Mapped[dt.datetime | None]
+    started_at: Mapped[dt.datetime | None]
+    finished_at: Mapped[dt.datetime | None]
+
+
+class Attempt(Table):
+    """One try of one job by one worker, and its lease: the right to work until it expires."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index("attempts_open", "worker_id", postgresql_where=text("ended_at IS NULL")),
+    )
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    #: pool's queue the wake-up went to
+    queue: Mapped[str]
+    worker_id: Mapped[str | None] = mapped_column(String(64))
+    dispatched_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[dt.datetime | None]
+    lease_expires_at: Mapped[dt.datetime | None]
+    ended_at: Mapped[dt.datetime | None]
+    outcome: Mapped[str | None] = mapped_column(String(20))
+    last_step: Mapped[int] = mapped_column(default=0)
+    device_seconds: Mapped[float] = mapped_column(default=0.0)
+
+
+class Checkpoint(Table):
+    """A resumable state of a job at a step; the row is written after its manifest."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step", "attempt", name="checkpoints_once"),)
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    prefix: Mapped[str]
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    metrics: Mapped[Json]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class Adapter(Table):
+    """The published artefact: immutable, versioned by its name."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (Index("adapters_of_tenant", "tenant_id", "created_at", "name"),)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    attempt: Mapped[int]
+    base: Mapped[str] = mapped_column(ForeignKey("bases.name"))
+    base_fingerprint: Mapped[str] = mapped_column(String(64))
+    prefix: Mapped[str]
+    manifest_key: Mapped[str]
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    weights_sha256: Mapped[str] = mapped_column(String(64))
+    #: all files together
+    bytes: Mapped[int]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class Event(Table):
+    """Append-only history of a job, written in the same transaction as what it tells of."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_of_job", "job_id", "seq"),)
+    seq: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    level: Mapped[str] = mapped_column(String(8))
+    #: "message" or "metrics"
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str]
+    data: Mapped[Json | None]
+    attempt: Mapped[int]
+    from_state: Mapped[str | None] = mapped_column(String(20))
+    to_state: Mapped[str | None] = mapped_column(String(20))
+    actor: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class Metric(Table):
+    """One point of a job's curves."""
+
+    __tablename__ = "metrics"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    #: train_loss, train_mean_token_accuracy, learning_rate, grad_norm, tokens, valid_loss, …
+    data: Mapped[Json]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class Worker(Table):
+    """A worker process and its device, as it last reported itself."""
+
+    __tablename__ = "workers"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('idle', 'loading', 'ready', 'draining', 'gone')", name="workers_state"
+        ),
+    )
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device_kind: Mapped[str] = mapped_column(String(32))
+    slots: Mapped[int]
+    pinned: Mapped[bool]
+    #: the base the scheduler (or its own command line) gave it
+    assigned_base: Mapped[str | None] = mapped_column(ForeignKey("bases.name"))
+    #: fingerprint of the base it holds, once ready
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    queue: Mapped[str | None]
+    state: Mapped[str] = mapped_column(String(16))
+    note: Mapped[str | None]
+    #: versions, threads, pid, trainer's pid and restarts
+    facts: Mapped[Json]
+    started_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    heartbeat_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+
+
+class Scheduler(Table):
+    """A scheduler process and its last round."""
+
+    __tablename__ = "schedulers"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    started_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    ticked_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)

@@ -1,0 +1,99 @@
+"""Intake: read the files of new jobs once more, on the server, and queue or refuse them.
+
+In a thread of its own: a file of a million lines never delays a scheduling round.
+"""
+
+from __future__ import annotations
+
+import structlog
+from manylora.datasets.limits import Limits
+from manylora.datasets.validate import validate
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from manylora import keys
+from manylora.errors import DatasetError, LostError, NotFoundError
+from manylora.ledger import events, jobs
+from manylora.ledger.database import Database
+from manylora.ledger.states import JobState
+from manylora.ledger.tables import File, Job
+from manylora.storage.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+def intake_one(database: Database, store: Store, limits: Limits) -> bool:
+    """Validate the oldest new job; False when there is none.
+
+    Two intakes on one job do no harm: the second one's move finds it gone.
+    """
+    with database.transaction() as tx:
+        job = tx.scalar(
+            select(Job)
+            .where(Job.state == JobState.VALIDATING.value)
+            .order_by(Job.created_at)
+            .limit(1)
+        )
+        if job is None:
+            return False
+        named = [("training_file", _file(tx, job.training_file))]
+        if job.validation_file:
+            named.append(("validation_file", _file(tx, job.validation_file)))
+        events.add(
+            tx,
+            job,
+            "Validating training file: "
+            + " and validation file: ".join(file.id for _, file in named),
+            actor="scheduler",
+        )
+    examples: dict[str, int] = {}
+    refusal: tuple[str, str, str] | None = None
+    for param, file in named:
+        try:
+            with store.open(keys.dataset_key(str(file.tenant_id), file.sha256)) as stream:
+                report = validate(stream, limits)
+            report.raise_if_bad(file.filename)
+            examples[param] = report.examples
+        except DatasetError as error:
+            refusal = (f"invalid_{param}", error.message, param)
+            break
+        except NotFoundError:
+            refusal = ("file_gone", f"{file.id}: its bytes are no longer stored", param)
+            break
+    _decide(database, job.id, examples.get("training_file", 0), refusal)
+    return True
+
+
+def _file(tx: Session, file_id: str) -> File:
+    return tx.scalars(select(File).where(File.id == file_id)).one()
+
+
+def _decide(
+    database: Database, job_id: str, examples: int, refusal: tuple[str, str, str] | None
+) -> None:
+    try:
+        with database.transaction() as tx:
+            if refusal is None:
+                jobs.move(
+                    tx,
+                    job_id,
+                    "accept",
+                    actor="scheduler",
+                    message="Files validated, moving job to queued state",
+                    examples=examples,
+                )
+            else:
+                code, message, param = refusal
+                jobs.move(
+                    tx,
+                    job_id,
+                    "reject",
+                    actor="scheduler",
+                    level="error",
+                    message=message,
+                    error_code=code,
+                    error_message=message,
+                    error_param=param,
+                )
+    except LostError:
+        log.info("intake.lost", job_id=job_id)  # cancelled meanwhile, or another intake was first

@@ -1,0 +1,98 @@
+"""The scheduler's process: a round every tick, and an intake thread beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from threading import Event, Thread
+
+import structlog
+from manylora.datasets.limits import Limits
+
+from manylora.celery_app import make_app
+from manylora.clock import Clock, SystemClock
+from manylora.errors import ManyloraError, UnavailableError
+from manylora.ledger import leases, workers
+from manylora.ledger.database import Database
+from manylora.logs import configure
+from manylora.settings import Settings
+from manylora.storage.store import Store
+from scheduler import snapshot
+from scheduler.dispatch import carry_out
+from scheduler.intake import intake_one
+from scheduler.planner import plan
+
+log = structlog.get_logger(__name__)
+
+
+class Scheduler:
+    """One scheduler. Several may run at once: every move is a compare-and-set."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.id = f"{socket.gethostname()}-{os.getpid()}"
+        self.database = Database(settings.database_url.get_secret_value())
+        self.store = Store(settings)
+        self.app = make_app(settings.broker_url.get_secret_value())
+        self.stopping = Event()
+
+    def tick(self) -> int:
+        """One round: rescue, look, decide, do. Returns how many jobs went out."""
+        with self.database.transaction() as tx:
+            workers.tick(tx, self.id)
+            rescued = leases.rescue(tx)
+        for job_id in rescued:
+            log.warning("rescued", job_id=job_id)
+        with self.database.transaction() as tx:
+            seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
+        return carry_out(
+            self.database,
+            self.app,
+            plan(seen),
+            deadline_seconds=self.settings.dispatch_deadline_seconds,
+        )
+
+    def take_in(self) -> bool:
+        """Validate one new job; False when there was none."""
+        return intake_one(self.database, self.store, Limits.from_settings(self.settings))
+
+    def run(self) -> None:
+        """Rounds until `stop`."""
+        thread = Thread(target=self._loop, args=("intake", self.take_in), daemon=True)
+        thread.start()
+        self._loop("tick", lambda: self.tick() < 0)
+        thread.join(timeout=10)
+        self.app.close()
+        self.database.close()
+
+    def stop(self) -> None:
+        """Finish the round and leave."""
+        self.stopping.set()
+
+    def _loop(self, what: str, once: Callable[[], bool]) -> None:
+        """Call `once` again at once while it says True, else after a tick."""
+        while not self.stopping.is_set():
+            try:
+                more = once()
+            except UnavailableError as error:
+                log.warning(f"{what}.unavailable", error=error.message)
+                more = False
+            except ManyloraError as error:
+                log.error(f"{what}.failed", error=error.message, code=error.error_code)
+                more = False
+            if not more:
+                self.clock.wait(self.stopping, self.settings.tick_seconds)
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    configure(settings.log_level, settings.log_format)
+    scheduler = Scheduler(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: scheduler.stop())
+    log.info("scheduler.up", id=scheduler.id)
+    scheduler.run()
+    log.info("scheduler.down")

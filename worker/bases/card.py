@@ -1,0 +1,81 @@
+"""A base's card: what is known of its files without loading them. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from manylora.errors import IntegrityError, UnknownBaseError
+from manylora.storage.store import sha256_of
+
+CARD = "base.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One base. `files` lists {name, sha256, bytes}; `layers` maps module names to
+    [in_features, out_features]."""
+
+    name: str
+    fingerprint: str
+    dtype: str
+    architecture: str
+    source: str
+    parameters: int
+    hidden_size: int
+    bytes: int
+    chat_template: str | None
+    files: list[dict[str, Any]]
+    layers: dict[str, list[int]]
+
+    def write(self, folder: Path) -> None:
+        """Put the card into the base's folder; a folder with a card is complete."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def fingerprint(dtype: str, files: list[dict[str, Any]]) -> str:
+    """sha256 over the dtype and the digest of every file."""
+    canonical = json.dumps(
+        {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read(folder: Path) -> Card:
+    """The card in a folder. Raises: UnknownBaseError when there is none."""
+    path = folder / CARD
+    if not path.is_file():
+        raise UnknownBaseError(f"{folder} holds no base", hint="manylora base add makes one")
+    return Card(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def find(cache: Path, name: str) -> Path:
+    """The cached folder of a base by its name, or `name` itself when it is such a folder.
+
+    Raises: UnknownBaseError listing what is cached.
+    """
+    if (Path(name) / CARD).is_file():
+        return Path(name)
+    known = {}
+    for path in sorted(cache.glob(f"*/{CARD}")):
+        known[read(path.parent).name] = path.parent
+    if name not in known:
+        raise UnknownBaseError(
+            f'no base called "{name}" is in {cache}',
+            hint=f"cached: {', '.join(sorted(known)) or 'none'}; manylora base add NAME",
+        )
+    return known[name]
+
+
+def verify(folder: Path, card: Card) -> None:
+    """Raises: IntegrityError unless every file of the card is there with its digest."""
+    for file in card.files:
+        path = folder / file["name"]
+        if not path.is_file() or sha256_of(path) != file["sha256"]:
+            raise IntegrityError(f"{path.name} of base {card.name} is damaged or missing")

@@ -1,0 +1,47 @@
+"""Bring a registered base onto this machine: from the object store, verified, exactly once."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from manylora import keys
+from manylora.ledger.tables import Base
+from manylora.storage.store import Store
+from worker.bases.card import CARD, Card, read, verify
+
+
+def ensure(store: Store, cache: Path, base: Base) -> Path:
+    """The folder of a base, fetched if this machine lacks it; every digest is checked.
+
+    Two workers of one machine wait for each other. Raises: IntegrityError, NotFoundError,
+    UnavailableError.
+    """
+    folder = cache / base.fingerprint
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{base.fingerprint}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / CARD).is_file():
+            verify(folder, read(folder))
+            return folder
+        folder.mkdir(exist_ok=True)
+        for file in base.files:
+            store.get_file(
+                keys.base_key(base.fingerprint, file["name"]),
+                folder / file["name"],
+                file["sha256"],
+            )
+        Card(
+            name=base.name,
+            fingerprint=base.fingerprint,
+            dtype=base.dtype,
+            architecture=base.architecture,
+            source=base.source,
+            parameters=base.parameters,
+            hidden_size=base.hidden_size,
+            bytes=base.bytes,
+            chat_template=base.chat_template,
+            files=base.files,
+            layers=base.layers,
+        ).write(folder)
+        return folder

@@ -1,0 +1,93 @@
+"""Keep one attempt's lease, and carry its progress into the ledger, from a thread of its own."""
+
+from __future__ import annotations
+
+from threading import Event, Lock, Thread
+from typing import Any
+
+import structlog
+
+from manylora.clock import Clock
+from manylora.errors import LostError, UnavailableError
+from manylora.ledger import leases
+from manylora.ledger.database import Database
+from manylora.settings import Settings
+
+log = structlog.get_logger(__name__)
+#: progress is written at most that often, so that a watcher sees it live
+_FLUSH_SECONDS = 1.0
+
+
+class Lease:
+    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone."""
+
+    def __init__(
+        self, database: Database, settings: Settings, clock: Clock, job_id: str, attempt: int
+    ) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.lost = Event()
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._lock = Lock()
+        self._points: list[tuple[int, dict[str, Any]]] = []
+        self._step = 0
+        self._seconds = 0.0
+        self.tokens = 0
+        self._closed = Event()
+        self._thread = Thread(target=self._keep, name=f"lease-{job_id}", daemon=True)
+        self._thread.start()
+
+    def progress(self, step: int, point: dict[str, Any]) -> None:
+        """Note a step: its metric point (with its device-seconds) goes out at the next renewal."""
+        with self._lock:
+            self._step = step
+            self._seconds += float(point["seconds"])
+            self.tokens += int(point["tokens"])
+            self._points.append((step, point))
+
+    def flush(self) -> None:
+        """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
+        with self._lock:
+            points, self._points = self._points, []
+            step, seconds = self._step, self._seconds
+        try:
+            with self._database.transaction() as tx:
+                leases.renew(
+                    tx,
+                    self.job_id,
+                    self.attempt,
+                    ttl_seconds=self._settings.lease_seconds,
+                    step=step,
+                    device_seconds=seconds,
+                    points=points,
+                )
+        except UnavailableError:
+            with self._lock:
+                self._points[:0] = points
+            raise
+
+    def close(self) -> None:
+        """Renew no more."""
+        self._closed.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        renewed = self._clock.monotonic()
+        while not self._clock.wait(self._closed, _FLUSH_SECONDS):
+            due = self._clock.monotonic() - renewed >= self._settings.heartbeat_seconds
+            if not (due or self._points):
+                continue
+            began = self._clock.monotonic()
+            try:
+                self.flush()
+            except LostError as error:
+                log.warning("lease.lost", job_id=self.job_id, details=error.details)
+                self.lost.set()
+                return
+            except UnavailableError as error:
+                # Training goes on: the token, not the clock, keeps a late write out.
+                log.warning("lease.unavailable", job_id=self.job_id, error=error.message)
+                continue
+            renewed = began

@@ -1,0 +1,239 @@
+"""The worker's process: report, get a base, hold it in the trainer child, consume its queue.
+
+Given another base while it is idle, it stops consuming and starts itself anew in place.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import sys
+import uuid
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import structlog
+from celery import signals
+from celery.worker import state as celery_state
+
+from manylora import __version__, keys
+from manylora.celery_app import make_app
+from manylora.clock import SystemClock
+from manylora.errors import ManyloraError, UnavailableError, UsageError
+from manylora.ledger import bases, workers
+from manylora.ledger.database import Database
+from manylora.ledger.tables import Base, Worker
+from manylora.logs import configure
+from manylora.settings import Settings
+from manylora.storage.store import Store
+from worker.bases.fetch import ensure
+from worker.supervise import Supervisor
+from worker.tasks import register
+from worker.trainer.link import TrainerLink
+
+log = structlog.get_logger(__name__)
+
+
+def pick_device(asked: str) -> str:
+    """`auto` is the first GPU where the driver is there, else the CPU.
+
+    Raises: UsageError for what is no device.
+    """
+    if asked == "auto":
+        return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
+    if asked == "cpu" or (asked.startswith("cuda:") and asked[5:].isdigit()):
+        return asked
+    raise UsageError(f"{asked!r} is not a device", hint="auto, cpu or cuda:0")
+
+
+class WorkerProcess:
+    """One worker and its device."""
+
+    def __init__(self, settings: Settings, base: str | None, slots: int, device: str) -> None:
+        self.settings = settings
+        self.pinned = base is not None
+        self.base = base
+        self.slots = slots
+        self.device = pick_device(device)
+        self.kind = self.device.split(":")[0]
+        # The same process keeps its name through an exec, so that its slots stay its own.
+        self.id = os.environ.get("_MANYLORA_WORKER_ID") or (
+            f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        )
+        self.clock = SystemClock()
+        self.database = Database(
+            settings.database_url.get_secret_value(), pool_size=max(5, 2 * slots)
+        )
+        self.store = Store(settings)
+        self.stopping = Event()
+        self.state = "idle"
+        self.note: str | None = None
+        self.fingerprint: str | None = None
+        self.queue: str | None = None
+        self.restart = False
+        self.link: TrainerLink | None = None
+
+    def run(self) -> None:
+        """Until told to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        base = self._wait_for_base()
+        if base is not None:
+            try:
+                self._serve(base)
+            finally:
+                if self.link is not None:
+                    self.link.stop()
+        if self.restart:
+            log.info("worker.new_base")
+            self.database.close()
+            os.environ["_MANYLORA_WORKER_ID"] = self.id
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+        self.state = "gone"
+        self._report_quietly()
+        self.database.close()
+
+    def _wait_for_base(self) -> Base | None:
+        """Report until a base is assigned and ready; None when stopped before."""
+        while not self.stopping.is_set():
+            try:
+                row = self._report()
+                if row.assigned_base:
+                    with self.database.transaction() as tx:
+                        return bases.get(tx, row.assigned_base)
+            except UnavailableError as error:
+                log.warning("worker.waits", error=error.message)
+            except UsageError as error:
+                self.note = error.message
+            self.clock.wait(self.stopping, 1.0)
+        return None
+
+    def _serve(self, base: Base) -> None:
+        self.state, self.base = "loading", base.name
+        self._report_quietly()
+        heart = Thread(target=self._beat, daemon=True)
+        folder = self._fetch(base)
+        if folder is None:
+            return
+        note = self.settings.folder("run") / f"trainer-{os.getpid()}.json"
+        self.link = TrainerLink(
+            folder,
+            slots=self.slots,
+            device=self.device,
+            threads=self.settings.threads,
+            note=note,
+        )
+        self.link.start()
+        heart.start()
+        while not self.link.ready.wait(0.5):
+            if self.stopping.is_set():
+                return
+            self.note = self.link.failure
+        self.fingerprint = base.fingerprint
+        self.queue = keys.pool_queue(base.fingerprint, self.kind)
+        self.state, self.note = "ready", None
+        self._report_quietly()
+        log.info("worker.ready", base=base.name, queue=self.queue, slots=self.slots)
+        self._consume(folder)
+
+    def _fetch(self, base: Base) -> Path | None:
+        """The base's folder; tries again while the store is away. None when stopped before."""
+        while not self.stopping.is_set():
+            try:
+                return ensure(self.store, self.settings.folder("bases"), base)
+            except ManyloraError as error:
+                self.note = f"cannot fetch {base.name}: {error.message}"
+                log.warning("worker.fetch", error=error.message)
+                self._report_quietly()
+            self.clock.wait(self.stopping, 5.0)
+        return None
+
+    def _consume(self, folder: Path) -> None:
+        """Run Celery in this thread until a warm shutdown."""
+        assert self.link is not None
+        assert self.queue is not None
+        supervisor = Supervisor(
+            self.settings, self.database, self.store, self.link, folder, self.id
+        )
+        app = make_app(self.settings.broker_url.get_secret_value(), queues=(self.queue,))
+        register(app, supervisor)
+
+        def drain(**_: Any) -> None:
+            self.state = "draining"
+            supervisor.draining.set()
+
+        signals.worker_shutting_down.connect(drain, weak=False)
+        celery = app.Worker(
+            pool="threads",
+            concurrency=self.slots,
+            queues=[self.queue],
+            hostname=f"{self.id}@manylora",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            loglevel=self.settings.log_level.upper(),
+            quiet=True,
+        )
+        self._supervisor = supervisor
+        if not self.stopping.is_set():
+            celery.start()
+        self.stopping.set()
+
+    def _beat(self) -> None:
+        while not self.clock.wait(self.stopping, min(5.0, self.settings.heartbeat_seconds)):
+            try:
+                row = self._report()
+            except UnavailableError as error:
+                log.warning("worker.heartbeat", error=error.message)
+                continue
+            if not self.pinned and row.assigned_base not in (None, self.base):
+                self.restart = True
+                self.state = "draining"
+                celery_state.should_stop = 0
+                return
+
+    def _report(self) -> Worker:
+        columns: dict[str, Any] = {
+            "device_kind": self.kind,
+            "slots": self.slots,
+            "pinned": self.pinned,
+            "fingerprint": self.fingerprint,
+            "queue": self.queue,
+            "state": self.state,
+            "note": self.note,
+            "facts": {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "python": platform.python_version(),
+                "manylora": __version__,
+                "trainer_pid": self.link.pid if self.link else None,
+                "trainer_restarts": self.link.restarts if self.link else 0,
+                "numerics": self.link.numerics if self.link else {},
+            },
+        }
+        if self.pinned:
+            columns["assigned_base"] = self.base
+        with self.database.transaction() as tx:
+            if self.pinned and self.base is not None:
+                bases.get(tx, self.base)
+            return workers.report(tx, self.id, **columns)
+
+    def _report_quietly(self) -> None:
+        try:
+            self._report()
+        except UnavailableError as error:
+            log.warning("worker.report", error=error.message)
+
+
+def serve(settings: Settings, *, base: str | None, slots: int, device: str) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    configure(settings.log_level, settings.log_format)
+    if slots < 1:
+        raise UsageError(f"{slots} slots are no slots", hint="--slots 1 or more")
+    worker = WorkerProcess(settings, base, slots, device)
+    log.info("worker.up", id=worker.id, device=worker.device, slots=slots)
+    worker.run()
+    log.info("worker.down")

@@ -1,0 +1,65 @@
+"""From a job's files in the store to tokenised examples in its folder. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from manylora.datasets.tokenize import Tokenizer, encode_file
+from safetensors.numpy import save_file
+
+from manylora import keys
+from manylora.errors import BadSpecError
+from manylora.ledger.tables import File
+from manylora.storage.store import Store
+
+
+def tokenizer_of(base: Path, chat_template: str | None) -> Tokenizer:
+    """The base's own tokenizer, with its end-of-text token and its chat template.
+
+    Raises: BadSpecError when the base names no end-of-text token.
+    """
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    named = base / "tokenizer_config.json"
+    eos: Any = None
+    if named.is_file():
+        eos = json.loads(named.read_text(encoding="utf-8")).get("eos_token")
+        if isinstance(eos, dict):
+            eos = eos.get("content")
+    if eos is None:
+        eos = config.get("eos_token_id")
+        eos = eos[0] if isinstance(eos, list) else eos
+    if eos is None:
+        raise BadSpecError("the base's tokenizer names no end-of-text token")
+    return Tokenizer(base / "tokenizer.json", eos=eos, chat_template=chat_template)
+
+
+def fetch_dataset(store: Store, file: File, target: Path) -> None:
+    """Download a dataset and check its digest. Raises: IntegrityError, NotFoundError."""
+    store.get_file(keys.dataset_key(str(file.tenant_id), file.sha256), target, file.sha256)
+
+
+def write_examples(tokenizer: Tokenizer, source: Path, target: Path, max_length: int) -> int:
+    """Tokenise a JSONL file into the safetensors the trainer reads; returns the examples.
+
+    input_ids int32 [T] of all examples end to end, mask bool [T] (True: a label),
+    offsets int64 [B + 1]. Raises: DatasetError.
+    """
+    ids: list[int] = []
+    mask: list[bool] = []
+    offsets = [0]
+    for example in encode_file(source, tokenizer, max_length):
+        ids.extend(example.input_ids)
+        mask.extend(example.mask)
+        offsets.append(len(ids))
+    save_file(
+        {
+            "input_ids": np.asarray(ids, dtype=np.int32),
+            "mask": np.asarray(mask, dtype=np.bool_),
+            "offsets": np.asarray(offsets, dtype=np.int64),
+        },
+        str(target),
+    )
+    return len(offsets) - 1

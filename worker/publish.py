@@ -1,0 +1,101 @@
+"""Publish an adapter: its files, then its manifest, then one guarded transaction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manylora import __version__, keys
+from manylora.ledger import leases
+from manylora.ledger.database import Database
+from manylora.ledger.tables import Adapter, File, Job
+from manylora.storage.store import Store, sha256_of
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the store holds and the ledger is about to name."""
+
+    name: str
+    prefix: str
+    manifest_key: str
+    manifest_sha256: str
+    weights_sha256: str
+    bytes: int
+
+
+def manifest(
+    job: Job, tenant: str, name: str, folder: Path, datasets: list[File], numerics: dict[str, Any]
+) -> dict[str, Any]:
+    """All that the weights file must not say: whose it is, from what and how it was made."""
+    return {
+        "format": "manylora-adapter/1",
+        "adapter": name,
+        "tenant": tenant,
+        "job": job.id,
+        "attempt": job.attempt,
+        "base": {"name": job.base, "fingerprint": job.base_fingerprint},
+        "datasets": [
+            {"file": f.id, "filename": f.filename, "sha256": f.sha256, "bytes": f.bytes}
+            for f in datasets
+        ],
+        "hyperparameters": job.hyperparameters,
+        "seed": job.seed,
+        "steps": job.total_steps,
+        "numerics": numerics,
+        "versions": {"manylora": __version__},
+        "exact": True,
+        "files": [
+            {"name": p.name, "sha256": sha256_of(p), "bytes": p.stat().st_size}
+            for p in sorted(folder.iterdir())
+        ],
+    }
+
+
+def upload(store: Store, job: Job, folder: Path, described: dict[str, Any]) -> Published:
+    """Put the adapter's files and, last, the manifest. Raises: UnavailableError, IntegrityError."""
+    tenant_id = str(job.tenant_id)
+    prefix = keys.adapter_prefix(tenant_id, job.id, job.attempt)
+    for file in described["files"]:
+        store.put_file(f"{prefix}/{keys.safe_file(file['name'])}", folder / file["name"])
+    body = (json.dumps(described, indent=1, sort_keys=True) + "\n").encode()
+    key = keys.manifest_key(tenant_id, job.id, job.attempt)
+    digest = store.put_bytes(key, body, if_absent=True)
+    weights = next(f for f in described["files"] if f["name"] == WEIGHTS)
+    return Published(
+        name=described["adapter"],
+        prefix=prefix,
+        manifest_key=key,
+        manifest_sha256=digest,
+        weights_sha256=weights["sha256"],
+        bytes=sum(f["bytes"] for f in described["files"]),
+    )
+
+
+def commit(database: Database, job: Job, published: Published, worker_id: str, tokens: int) -> None:
+    """The one transaction that makes the adapter exist. Raises: LostError, UnavailableError."""
+    with database.transaction() as tx:
+        leases.publish(
+            tx,
+            job.id,
+            job.attempt,
+            worker_id=worker_id,
+            tokens=tokens,
+            adapter=Adapter(
+                name=published.name,
+                tenant_id=job.tenant_id,
+                job_id=job.id,
+                attempt=job.attempt,
+                base=job.base,
+                base_fingerprint=job.base_fingerprint,
+                prefix=published.prefix,
+                manifest_key=published.manifest_key,
+                manifest_sha256=published.manifest_sha256,
+                weights_sha256=published.weights_sha256,
+                bytes=published.bytes,
+            ),
+        )

@@ -1,0 +1,221 @@
+"""The trainer child: one loop that owns the device, the base and every slot.
+
+Started as `python -m worker.trainer.child FD`; talks JSON lines over that socket (see link.py),
+reads jobs from the folders it is told, writes adapters and checkpoints there, and knows no
+credentials. It ends when the socket closes, and when its parent dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from lora_core import (
+    AdapterSpec,
+    Examples,
+    LoraError,
+    State,
+    StepReport,
+    Trainer,
+    TrainingJob,
+    weights_digest,
+)
+from worker.trainer.load import load_base, numerics
+
+Message = dict[str, Any]
+_PR_SET_PDEATHSIG = 1
+
+
+def training_job(key: str, order: Message) -> TrainingJob:
+    """A job as the trainer takes it, from resolved hyperparameters and a folder of examples.
+
+    Raises: LoraError for a spec that cannot be.
+    """
+    hyper = order["hyperparameters"]
+    folder = Path(order["folder"])
+    targets = hyper["target_modules"]
+    validation = folder / "validation.safetensors"
+    return TrainingJob(
+        job_id=key,
+        spec=AdapterSpec(
+            r=hyper["lora_r"],
+            alpha=hyper["lora_alpha"],
+            dropout=hyper["lora_dropout"],
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            rslora=hyper["use_rslora"],
+            seed=order["seed"],
+        ),
+        examples=Examples.load(folder / "train.safetensors"),
+        validation=Examples.load(validation) if validation.exists() else None,
+        epochs=hyper["n_epochs"],
+        batch_size=hyper["batch_size"],
+        learning_rate=hyper["learning_rate"],
+        schedule=hyper["lr_schedule"],
+        warmup_ratio=hyper["warmup_ratio"],
+        weight_decay=hyper["weight_decay"],
+        max_grad_norm=hyper["max_grad_norm"],
+        seed=order["seed"],
+        eval_every=hyper["eval_every"],
+    )
+
+
+@dataclass
+class _Held:
+    folder: Path
+    base_name: str
+
+
+class Child:
+    """The loop. One thread; a second one only reads the socket."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._inbox: queue.Queue[Message | None] = queue.Queue()
+        self._held: dict[str, _Held] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Load what the first order says, then train until the socket closes."""
+        Thread(target=self._listen, daemon=True).start()
+        order = self._inbox.get()
+        if order is None:
+            return
+        _die_with(order["parent"])
+        try:
+            model = load_base(Path(order["base"]), order["device"], order["threads"])
+        except (OSError, ValueError, RuntimeError) as error:
+            self._send({"ev": "broken", "message": f"the base cannot be loaded: {error}"})
+            sys.exit(1)
+        self._trainer = Trainer(model, slots=order["slots"])
+        self._digest = weights_digest(model)
+        self._send({"ev": "ready", "numerics": numerics(order["device"]), "digest": self._digest})
+        while not self._stopping:
+            self._take_orders()
+            if self._held and not self._stopping:
+                for report in self._trainer.step():
+                    self._report(report)
+
+    def _listen(self) -> None:
+        with self._channel.makefile("rb") as lines:
+            for line in lines:
+                self._inbox.put(json.loads(line))
+        self._inbox.put(None)
+
+    def _take_orders(self) -> None:
+        """Everything that lies in the inbox; waits for something when no job is held."""
+        while True:
+            try:
+                order = self._inbox.get(block=not self._held)
+            except queue.Empty:
+                return
+            if order is None:
+                self._stopping = True
+                return
+            self._obey(order)
+
+    def _obey(self, order: Message) -> None:
+        key, op = order["key"], order["op"]
+        try:
+            if op == "join":
+                job = training_job(key, order)
+                resume = order.get("resume")
+                self._trainer.join(job, State.load(Path(resume)) if resume else None)
+                self._held[key] = _Held(Path(order["folder"]), order["base_name"])
+                self._send({"ev": "joined", "key": key})
+            elif key not in self._held:
+                self._send({"ev": "left", "key": key})
+            elif op == "checkpoint":
+                self._checkpoint(key)
+            elif op == "leave":
+                if order.get("checkpoint"):
+                    self._checkpoint(key)
+                self._leave(key)
+                self._send({"ev": "left", "key": key})
+        except (LoraError, OSError) as error:
+            self._fail(key, error)
+
+    def _checkpoint(self, key: str) -> None:
+        state = self._trainer.state(key)
+        folder = self._held[key].folder / f"ckpt-{state.step:08d}"
+        state.save(folder)
+        self._send({"ev": "checkpoint", "key": key, "step": state.step, "folder": str(folder)})
+
+    def _leave(self, key: str) -> None:
+        del self._held[key]
+        self._trainer.leave(key)
+
+    def _fail(self, key: str, error: Exception) -> None:
+        if key in self._held:
+            self._leave(key)
+        code = getattr(error, "code", "training_failed")
+        self._send({"ev": "failed", "key": key, "code": code, "message": str(error)})
+
+    def _report(self, report: StepReport) -> None:
+        key = report.job_id
+        if report.error is not None:
+            self._fail(key, report.error)
+            return
+        point = {
+            "train_loss": report.loss,
+            "train_mean_token_accuracy": report.token_accuracy,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "tokens": report.tokens,
+            "input_tokens": report.input_tokens,
+            "seconds": report.seconds,
+        }
+        if report.validation_loss is not None:
+            point["valid_loss"] = report.validation_loss
+            point["valid_mean_token_accuracy"] = report.validation_accuracy
+        self._send(
+            {
+                "ev": "step",
+                "key": key,
+                "step": report.step,
+                "total_steps": report.total_steps,
+                "point": point,
+            }
+        )
+        if report.finished:
+            held = self._held[key]
+            out = held.folder / "adapter"
+            try:
+                self._trainer.export(key, out, base_model_name=held.base_name)
+            except OSError as error:
+                self._fail(key, error)
+                return
+            self._leave(key)
+            self._send({"ev": "finished", "key": key, "folder": str(out), "step": report.step})
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channel.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._stopping = True  # nobody listens any more
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent is gone, however that happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+def main() -> None:
+    """The process's entry."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    Child(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The supervising side of the trainer child: start it, talk to it, notice its death.
+
+One JSON object a line over a socket pair. To the child: {op: join|checkpoint|leave|stop, …}.
+From it: {ev: ready|joined|step|checkpoint|finished|failed|left|broken, …}; all but `ready` and
+`broken` carry the job's key. When the child dies every job it held is told {ev: crashed}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import structlog
+
+from manylora.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
+Message = dict[str, Any]
+_KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
+
+
+class TrainerLink:
+    """One trainer child, restarted when it dies. Thread-safe."""
+
+    def __init__(
+        self, base: Path, *, slots: int, device: str, threads: int | None, note: Path | None
+    ) -> None:
+        self._argv = [sys.executable, "-m", "worker.trainer.child"]
+        self._order = {
+            "base": str(base),
+            "slots": slots,
+            "device": device,
+            "threads": threads,
+            "parent": os.getpid(),
+        }
+        self._note = note
+        self._lock = Lock()
+        self._listeners: dict[str, queue.Queue[Message]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._closing = False
+        self.ready = Event()
+        self.numerics: dict[str, Any] = {}
+        self.restarts = 0
+        self.failure: str | None = None
+
+    def start(self) -> None:
+        """Start the child; `ready` is set once it holds the base."""
+        ours, theirs = socket.socketpair()
+        env = {k: os.environ[k] for k in _KEPT_ENV if k in os.environ}
+        env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [*self._argv, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            start_new_session=True,
+            env=env,
+        )
+        theirs.close()
+        self._socket = ours
+        self._send(self._order)
+        self._write_note("starting")
+        Thread(target=self._read, args=(ours, self._process), daemon=True).start()
+
+    def listen(self, key: str) -> queue.Queue[Message]:
+        """The mailbox of one job."""
+        with self._lock:
+            return self._listeners.setdefault(key, queue.Queue())
+
+    def forget(self, key: str) -> None:
+        """Close a job's mailbox."""
+        with self._lock:
+            self._listeners.pop(key, None)
+
+    def send(self, message: Message) -> None:
+        """Tell the child something. Raises: UnavailableError while it is down."""
+        if not self.ready.is_set():
+            raise UnavailableError("the trainer is not ready")
+        self._send(message)
+
+    def kill(self) -> None:
+        """End a child that hangs; it is started again."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """End the child for good."""
+        self._closing = True
+        process = self._process
+        if process is None:
+            return
+        if self._socket is not None:
+            self._socket.close()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            process.wait()
+        self._write_note("stopped")
+
+    @property
+    def pid(self) -> int | None:
+        """The child's pid."""
+        return self._process.pid if self._process else None
+
+    def _send(self, message: Message) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            with self._lock:
+                if self._socket is None:
+                    raise OSError("no trainer")
+                self._socket.sendall(line)
+        except OSError as error:
+            raise UnavailableError("the trainer is gone; it is being restarted") from error
+
+    def _read(self, ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        try:
+            with ours.makefile("rb") as lines:
+                for line in lines:
+                    self._deliver(json.loads(line))
+        except (OSError, ValueError) as error:
+            if not self._closing:
+                log.warning("trainer.link_broken", error=str(error))
+        code = process.wait()
+        self.ready.clear()
+        ours.close()
+        if self._closing:
+            return
+        self.restarts += 1
+        log.error("trainer.died", code=code, restarts=self.restarts)
+        with self._lock:
+            for mailbox in self._listeners.values():
+                mailbox.put({"ev": "crashed", "code": code})
+        # A child that never got ready backs off, at most 5 s, so that a broken base does not spin.
+        if not self._closing:
+            Event().wait(min(5.0, 0.2 * self.restarts))
+            self.start()
+
+    def _deliver(self, message: Message) -> None:
+        event = message.get("ev")
+        if event == "ready":
+            self.numerics = message["numerics"]
+            self.failure = None
+            self.ready.set()
+            self._write_note("running")
+        elif event == "broken":
+            self.failure = message["message"]
+            log.error("trainer.broken", message=self.failure)
+        else:
+            with self._lock:
+                mailbox = self._listeners.get(message.get("key", ""))
+            if mailbox is not None:
+                mailbox.put(message)
+
+    def _write_note(self, state: str) -> None:
+        if self._note is None or self._process is None:
+            return
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        part = self._note.with_suffix(".part")
+        facts = {
+            "name": "trainer",
+            "pid": self._process.pid,
+            "state": state,
+            "restarts": self.restarts,
+        }
+        part.write_text(json.dumps(facts), encoding="utf-8")
+        os.replace(part, self._note)
