@@ -1,0 +1,45 @@
+"""lora_core: the mathematics of LoRA, on torch and safetensors alone.
+
+No environment, no database, no object store, no transformers: a library for any nn.Module, and
+the engine under the service. `README.md` beside this file shows twenty lines of use.
+"""
+
+from lora_core.digest import weights_digest
+from lora_core.errors import DivergedError, FormatError, LoraError, SpecError, TargetError
+from lora_core.examples import Examples
+from lora_core.inject import activate, eject, inject, targets
+from lora_core.job import StepReport, TrainingJob
+from lora_core.layer import LoraLinear
+from lora_core.loss import token_loss
+from lora_core.merge import merge, unmerge
+from lora_core.peft_format import load_adapter, save_adapter
+from lora_core.schedule import learning_rate
+from lora_core.spec import AdapterSpec
+from lora_core.state import State
+from lora_core.trainer import Trainer
+
+__all__ = [
+    "AdapterSpec",
+    "DivergedError",
+    "Examples",
+    "FormatError",
+    "LoraError",
+    "LoraLinear",
+    "SpecError",
+    "State",
+    "StepReport",
+    "TargetError",
+    "Trainer",
+    "TrainingJob",
+    "activate",
+    "eject",
+    "inject",
+    "learning_rate",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "targets",
+    "token_loss",
+    "unmerge",
+    "weights_digest",
+]

@@ -1,0 +1,159 @@
+"""The trainer against PEFT with torch's AdamW, and against itself alone, beside others, resumed."""
+
+import hashlib
+
+import peft
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lora_core import DivergedError, Examples, SpecError, State, Trainer, weights_digest
+from lora_core.examples import batch
+from lora_core.inject import layers
+from tests.lora_core.models import KINDS, examples, job, tiny
+
+
+def finish(trainer, name, folder):
+    """Step until `name` is done; its losses and the digest of its weights file."""
+    losses = []
+    while True:
+        mine = [r for r in trainer.step() if r.job_id == name]
+        assert mine[0].error is None
+        losses.append(mine[0].loss)
+        if mine[0].finished:
+            trainer.export(name, folder)
+            trainer.leave(name)
+            data = (folder / "adapter_model.safetensors").read_bytes()
+            return losses, hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_steps_equal_peft_and_adamw(kind, rslora):
+    mine = job("j", 3, epochs=17, spec_rslora=rslora, max_grad_norm=0.5, weight_decay=0.01)
+    trainer = Trainer(tiny(kind), slots=1)
+    trainer.join(mine)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", use_rslora=rslora, bias="none"
+    )
+    theirs = peft.get_peft_model(tiny(kind), config)
+    ours = layers(trainer.model)
+    for name, module in theirs.base_model.model.named_modules():
+        if name in ours:
+            module.lora_A["default"].weight.data.copy_(ours[name].lora_A["slot0"])
+            module.lora_B["default"].weight.data.copy_(ours[name].lora_B["slot0"])
+    learning = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=0.01)
+    for step in range(1, 51):
+        report = trainer.step()[0]
+        optimizer.zero_grad()
+        total, count = 0.0, 0
+        for index in batch(len(mine.examples), 4, mine.seed, step):
+            ids, mask = mine.examples[index]
+            out = theirs(input_ids=ids[None].long()).logits[0, :-1][mask[1:]]
+            total = total + F.cross_entropy(out, ids[1:][mask[1:]].long(), reduction="sum")
+            count += int(mask[1:].sum())
+        loss = total / count
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 0.5)
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - (step - 1) / mine.total_steps)
+        optimizer.step()
+        assert report.tokens == count
+        assert report.loss == pytest.approx(loss.item(), rel=1e-5), step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neighbours_and_a_resume_change_no_bit(dtype, tmp_path):
+    mine = job("mine", 1, spec_dropout=0.1)
+    alone = Trainer(tiny("llama", dtype), slots=1)
+    alone.join(mine)
+    expected = finish(alone, "mine", tmp_path / "alone")
+
+    crowd = Trainer(tiny("llama", dtype), slots=4)
+    crowd.join(job("early", 2, spec_r=8))
+    crowd.step()
+    crowd.join(mine)
+    crowd.join(job("leaver", 3, spec_target_modules=("q_proj",)))
+    first = [r.loss for r in crowd.step() if r.job_id == "mine"]
+    crowd.leave("leaver")
+    crowd.join(job("late", 4, spec_dropout=0.3))
+    rest, digest = finish(crowd, "mine", tmp_path / "crowd")
+    assert (first + rest, digest) == expected
+
+    halfway = Trainer(tiny("llama", dtype), slots=2)
+    halfway.join(mine)
+    for _ in range(4):
+        halfway.step()
+    halfway.state("mine").save(tmp_path / "state")
+    again = Trainer(tiny("llama", dtype), slots=3)
+    again.join(job("other", 9))
+    again.join(mine, State.load(tmp_path / "state"))
+    losses, digest = finish(again, "mine", tmp_path / "again")
+    assert (expected[0][4:], expected[1]) == (losses, digest)
+
+
+def test_the_base_is_untouched_and_the_loss_falls(tmp_path):
+    model = tiny("gemma3")
+    before = weights_digest(model)
+    trainer = Trainer(model, slots=1)
+    trainer.join(job("j", 1, epochs=8, learning_rate=1e-2))
+    losses, _ = finish(trainer, "j", tmp_path)
+    assert losses[-1] < losses[0] * 0.95
+    assert weights_digest(model) == before
+    assert not layers(model)
+
+
+def test_a_digest_notices_a_changed_weight():
+    model = tiny("llama")
+    before = weights_digest(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    assert weights_digest(model) != before
+
+
+def test_a_job_that_diverges_fails_alone(tmp_path):
+    mine = job("mine", 1)
+    alone = Trainer(tiny("llama"), slots=1)
+    alone.join(mine)
+    expected = finish(alone, "mine", tmp_path / "alone")
+    trainer = Trainer(tiny("llama"), slots=2)
+    trainer.join(job("wild", 2))
+    trainer.join(mine)
+    with torch.no_grad():
+        layers(trainer.model)["model.layers.0.self_attn.q_proj"].lora_B["slot0"].fill_(torch.nan)
+    wild = next(r for r in trainer.step() if r.job_id == "wild")
+    assert isinstance(wild.error, DivergedError)
+    assert wild.error.step == 1
+    trainer.leave("wild")
+    losses, digest = finish(trainer, "mine", tmp_path / "beside")
+    assert (losses, digest) == (expected[0][1:], expected[1])
+
+
+def test_micro_batches_keep_the_loss():
+    whole, split = (Trainer(tiny("llama"), slots=1, token_budget=b) for b in (4096, 24))
+    for trainer in (whole, split):
+        trainer.join(job("j", 5, spec_dropout=0.2))
+    for _ in range(6):
+        assert whole.step()[0].loss == pytest.approx(split.step()[0].loss, rel=1e-4)
+
+
+def test_evaluation_of_the_bare_base_and_at_the_end():
+    trainer = Trainer(tiny("llama"), slots=1)
+    held = examples(77, count=5)
+    bare = trainer.evaluate(None, held)
+    trainer.join(job("j", 1, epochs=1, validation=held, eval_every=2))
+    reports = [trainer.step()[0] for _ in range(3)]
+    assert [r.validation_loss is not None for r in reports] == [False, True, True]
+    assert trainer.evaluate(None, held) == bare
+    assert reports[-1].validation_loss != bare[0]
+
+
+def test_slots_run_out_and_unknown_jobs_are_named():
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(job("a", 1))
+    with pytest.raises(SpecError, match="all 1 slots"):
+        trainer.join(job("b", 2))
+    with pytest.raises(SpecError, match="no slot"):
+        trainer.leave("b")
+    with pytest.raises(SpecError, match="without examples"):
+        job("c", 1, examples=Examples.of([]))
