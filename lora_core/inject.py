@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_core.errors import SpecError, TargetError
 from lora_core.layer import Focus, LoraLinear
@@ -55,7 +55,7 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
             f"target_modules {wanted!r} match no layer; there are: {', '.join(there) or 'none'}"
         )
     for name in hit:
-        rows, columns = known[name].weight.shape
+        rows, columns = _shape(known[name])
         if spec.r > min(rows, columns):
             raise SpecError(f"rank {spec.r} is larger than the layer {name} ({rows} x {columns})")
     return hit
@@ -109,3 +109,10 @@ def activate(model: nn.Module, slot: str | None) -> None:
     if focus is not None:
         focus.slot = slot
         focus.row_keys = None
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return rows, columns

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -44,22 +45,20 @@ _BY_STATUS: dict[int, type[ManyloraError]] = {
     503: UnavailableError,
     504: UnavailableError,
 }
-_BY_CODE: dict[str, type[ManyloraError]] = {
-    kind.code: kind
-    for kind in (
-        UsageError,
-        errors.UnknownBaseError,
-        errors.BadSpecError,
-        errors.DatasetError,
-        errors.AuthError,
-        errors.QuotaError,
-        errors.NotFoundError,
-        errors.StateError,
-        errors.ConflictError,
-        IntegrityError,
-        UnavailableError,
-    )
-} | {"no_adapter": errors.StateError}
+_KINDS: tuple[type[ManyloraError], ...] = (
+    UsageError,
+    errors.UnknownBaseError,
+    errors.BadSpecError,
+    errors.DatasetError,
+    errors.AuthError,
+    errors.QuotaError,
+    errors.NotFoundError,
+    errors.StateError,
+    errors.ConflictError,
+    IntegrityError,
+    UnavailableError,
+)
+_BY_CODE = {kind.code: kind for kind in _KINDS} | {"no_adapter": errors.ConflictError}
 
 _README = """\
 # {name}
@@ -231,7 +230,7 @@ class Client:
         answer = self._call("POST", "/v1/manylora/bases", json=body)
         for asked in answer["uploads"]:
             path = folder / keys.safe_file(asked["name"])
-            self.ride_out(60.0, lambda asked=asked, path=path: self._put(asked, path, progress))
+            self.ride_out(60.0, partial(self._put, asked, path, progress))
         name = _part(card["name"])
         done: Json = self._call("POST", f"/v1/manylora/bases/{name}/complete", timeout=600.0)
         return done
@@ -282,12 +281,15 @@ class Client:
         from_api = self.adapter(ref)
         if target.exists() and not target.is_dir():
             raise UsageError(f"{target} is a file, not a folder", param="output")
+        folder = target.resolve()
         work: Path | None = None
         try:
-            target.absolute().parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            whole = _replaceable(folder)
+            place = folder.parent if whole else folder
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=place))
             names = self._download(ref, from_api, work, progress)
-            _move(work, target)
+            _move(work, folder, whole)
         except OSError as error:
             what = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise ManyloraError(
@@ -346,7 +348,7 @@ class Client:
         status = self.ride_out(60.0, once)
         if status in (401, 403, 410):
             fresh = self.adapter(ref)
-            offered = {f["name"]: f["url"] for f in [*fresh["files"]]}
+            offered = {f["name"]: f["url"] for f in fresh["files"]}
             link = {**offered, "manifest.json": fresh["manifest"]["url"]}.get(name, url)
             status = self.ride_out(60.0, once)
         if status != 200:
@@ -385,17 +387,25 @@ def check_file(path: Path, sha256: str, count: int | None = None) -> str | None:
     return None if found == sha256 else f"sha256 is {found[:12]}…, should be {sha256[:12]}…"
 
 
-def _move(work: Path, target: Path) -> None:
+def _replaceable(folder: Path) -> bool:
+    """Whether a finished folder may take this one's place by a rename."""
+    if not folder.exists():
+        return True
+    fixed = os.path.ismount(folder) or folder == Path.cwd()
+    return not fixed and not any(folder.iterdir()) and os.access(folder.parent, os.W_OK)
+
+
+def _move(work: Path, folder: Path, whole: bool) -> None:
     """Put finished files where they belong: at one stroke, or file by file into a full folder."""
-    if not target.exists() or not any(target.iterdir()):
+    if whole:
         mask = os.umask(0)
         os.umask(mask)
         work.chmod(0o777 & ~mask)
-        os.rename(work, target)
+        os.rename(work, folder)
         return
     # The manifest goes last: until then the folder does not claim to hold the new adapter.
     for path in sorted(work.iterdir(), key=lambda p: (p.name == "manifest.json", p.name)):
-        os.replace(path, target / path.name)
+        os.replace(path, folder / path.name)
 
 
 def _readme(from_api: Json, work: Path) -> str:

@@ -6,12 +6,12 @@ In a thread of its own: a file of a million lines never delays a scheduling roun
 from __future__ import annotations
 
 import structlog
-from manylora.datasets.limits import Limits
-from manylora.datasets.validate import validate
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from manylora import keys
+from manylora.datasets.limits import Limits
+from manylora.datasets.validate import validate
 from manylora.errors import DatasetError, LostError, NotFoundError
 from manylora.ledger import events, jobs
 from manylora.ledger.database import Database

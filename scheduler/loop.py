@@ -9,10 +9,10 @@ from collections.abc import Callable
 from threading import Event, Thread
 
 import structlog
-from manylora.datasets.limits import Limits
 
 from manylora.celery_app import make_app
 from manylora.clock import Clock, SystemClock
+from manylora.datasets.limits import Limits
 from manylora.errors import ManyloraError, UnavailableError
 from manylora.ledger import leases, workers
 from manylora.ledger.database import Database

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from manylora.datasets.tokenize import Tokenizer, encode_file
 from safetensors.numpy import save_file
 
 from manylora import keys
+from manylora.datasets.tokenize import Tokenizer, encode_file
 from manylora.errors import BadSpecError
 from manylora.ledger.tables import File
 from manylora.storage.store import Store

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manylora.errors import AuthError, NotFoundError, UsageError
+from manylora.errors import AuthError, UsageError
 
 if TYPE_CHECKING:
     from manylora.client import Client
@@ -32,11 +32,11 @@ def settings(**flags: Any) -> Settings:
         raise UsageError("; ".join(wrong), hint="see: manylora config show") from error
 
 
-def connect() -> Client:
+def connect(**flags: Any) -> Client:
     """A client for the API the settings name. Raises: AuthError when there is no key."""
     from manylora.client import Client
 
-    chosen = settings()
+    chosen = settings(**flags)
     key = chosen.api_key.get_secret_value() if chosen.api_key else ""
     if not key:
         raise AuthError(
@@ -62,17 +62,7 @@ def load(target: str, extra: str | None = None) -> Any:
 
 
 def base_folder(name: str) -> Path:
-    """A base on this machine: a folder, or the name of one in the cache.
-
-    Raises: NotFoundError.
-    """
-    if Path(name).is_dir():
-        return Path(name)
+    """A base on this machine: its folder, or its name in the cache. Raises: UnknownBaseError."""
     cache = settings().folder("bases")
-    found: Path | None = load("worker.bases.register:find", extra="worker")(name, cache)
-    if found is None:
-        raise NotFoundError(
-            f'no base "{name}" on this machine: it is no folder and not in {cache}',
-            hint=f"manylora base add {name} --from …",
-        )
+    found: Path = load("worker.bases.card:find", extra="worker")(cache, name)
     return found

@@ -5,6 +5,7 @@ An outage of the API of up to ten minutes is ridden out. Ctrl-C is left to the c
 
 from __future__ import annotations
 
+import shutil
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +84,14 @@ def line(job: Json, points: list[Json]) -> str:
     """One line: where the job stands and how its loss went."""
     x = job.get("x") or {}
     step, total = x.get("step") or 0, x.get("total_steps")
-    parts = [job["id"], job.get("user_provided_suffix") or "", job["status"]]
+    suffix = job.get("user_provided_suffix") or ""
+    wide = shutil.get_terminal_size().columns >= 110
+    # Ids are long; where there is no room, the suffix or the id's beginning has to do.
+    parts = [job["id"], suffix] if wide else [suffix or f"{job['id'][:12]}…"]
+    parts.append(job["status"])
     if job["status"] == "running" and total:
         share = step / total
-        parts += [f"step {step}/{total}", output.bar(share), f"{share:.0%}"]
+        parts += [f"step {step}/{total}", output.bar(share, 24 if wide else 12), f"{share:.0%}"]
     elif x.get("waiting_for"):
         parts.append(str(x["waiting_for"]))
     return "  ".join(part for part in [*parts, losses(points)] if part)

@@ -58,7 +58,7 @@ class LazyCommand(rich_click.RichCommand):
     """A command's line in the table; the command itself is loaded when it is called."""
 
     def __init__(self, name: str, target: str, short_help: str) -> None:
-        super().__init__(name, help=short_help, short_help=short_help)
+        super().__init__(name=name, help=short_help, short_help=short_help)
         self.target = target
 
     def load(self) -> click.Command:
@@ -87,7 +87,10 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.group(
     cls=rich_click.RichGroup,
     name="manylora",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "rich_help_config": {"text_paragraph_linebreaks": "\n\n", "max_width": 100},
+    },
     panels=[RichCommandPanel(title, commands=list(table)) for title, table in COMMANDS.items()],
 )
 @click.option(
@@ -103,9 +106,9 @@ def cli() -> None:
 
     \b
     Examples:
-      manylora up -d
-      manylora submit support.jsonl --base gemma-3-270m --suffix support
-      manylora fetch support -o ./support
+    $ manylora up -d
+    $ manylora submit support.jsonl --base gemma-3-270m --suffix support
+    $ manylora fetch support -o ./support
     """
 
 

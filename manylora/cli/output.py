@@ -58,6 +58,11 @@ def document(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=indent, default=str), flush=True)
 
 
+def line(value: Any) -> None:
+    """One line of JSON, where a call follows something that goes on."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
 def talk(text: str, label: str | None = None) -> None:
     """A line for the person who watches, with an optional word in front."""
     end_progress()

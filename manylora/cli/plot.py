@@ -10,18 +10,30 @@ from manylora.cli import output
 
 def loss_plot(points: list[dict[str, Any]]) -> None:
     """Draw training and validation loss over the steps, if there is something to see."""
-    train = [(p["step"], p["train_loss"]) for p in points if p.get("train_loss") is not None]
-    valid = [(p["step"], p["valid_loss"]) for p in points if p.get("valid_loss") is not None]
-    if not output.live() or len(train) < 2:
-        return
-    import plotext as plt
+    if output.live():
+        for row in drawn(points, min(shutil.get_terminal_size().columns - 2, 78)):
+            output.talk(f"  {row}")
 
-    plt.clear_figure()
-    plt.theme("clear")
-    plt.plot_size(min(shutil.get_terminal_size().columns - 2, 78), 12)
-    plt.plot(*zip(*train, strict=True), label="loss", marker="braille")
-    if len(valid) > 1:
-        plt.plot(*zip(*valid, strict=True), label="val", marker="braille")
-    plt.xlabel("step")
-    for line in plt.build().rstrip().splitlines():
-        output.talk(f"  {line}")
+
+def drawn(points: list[dict[str, Any]], width: int) -> list[str]:
+    """The plot's lines; none for fewer than two points."""
+    curves = {}
+    for key, label in (("train_loss", "loss"), ("valid_loss", "val")):
+        known = [(p["step"], p[key]) for p in points if p.get(key) is not None]
+        if len(known) > 1:
+            curves[label] = known
+    if not curves:
+        return []
+    from plotext import figure, uncolorize
+
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(width, 12)
+    for label, known in curves.items():
+        steps, values = zip(*known, strict=True)
+        signal = figure.signal(list(steps), list(values), marker="braille")
+        signal.lines()
+        signal.label(label)
+        figure.draw(signal)
+    figure.label("step", axis="x")
+    return [row.rstrip() for row in uncolorize(str(figure.build())).rstrip().splitlines()]

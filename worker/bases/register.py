@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from manylora.datasets.templates import template_text
-
 from manylora.errors import UsageError
 from manylora.storage.store import sha256_of
 from worker.bases.card import Card, find, fingerprint, read
@@ -73,7 +72,7 @@ def prepare(
             fingerprint=fingerprint(dtype, files),
             dtype=dtype,
             source=source,
-            bytes=sum(f["bytes"] for f in files),
+            bytes=sum(p.stat().st_size for p in made.iterdir()),
             chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
             files=files,
             **facts,

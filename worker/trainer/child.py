@@ -164,7 +164,7 @@ class Child:
         if report.error is not None:
             self._fail(key, report.error)
             return
-        point = {
+        point: dict[str, float | None] = {
             "train_loss": report.loss,
             "train_mean_token_accuracy": report.token_accuracy,
             "learning_rate": report.learning_rate,

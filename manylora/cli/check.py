@@ -1,0 +1,51 @@
+"""Checking a dataset before it is sent, and saying what is wrong with it. The rules themselves
+are in `manylora.datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from manylora.cli import context, output
+from manylora.errors import DatasetError
+
+if TYPE_CHECKING:
+    from manylora.datasets.problems import Report
+
+SHOWN = 20
+
+
+def read(path: Path, good: IO[bytes] | None = None) -> Report:
+    """Read a dataset under the limits of the settings; `good` gets the lines that can be used."""
+    from manylora.datasets.limits import Limits
+    from manylora.datasets.validate import validate_path
+
+    return validate_path(path, Limits.from_settings(context.settings()), good)
+
+
+def checked(path: Path) -> Report:
+    """A dataset that can be used. Raises: DatasetError after listing the bad lines on stderr."""
+    report = read(path)
+    if report.problems:
+        for row in rows(report):
+            output.talk(row)
+        raise DatasetError(summary(path, report), hint=f"manylora validate {path}")
+    return report
+
+
+def summary(path: Path, report: Report) -> str:
+    """One line: how many lines, or that the file, cannot be used."""
+    if not report.bad_lines:
+        return f"{path} cannot be used"
+    return f"{path}: {report.bad_lines:,} of {output.counted(report.lines, 'line')} cannot be used"
+
+
+def rows(report: Report) -> list[str]:
+    """The bad lines, aligned; the first few of many."""
+    shown = [(f"line {p.line}" if p.line else "file", p.path, p) for p in report.problems[:SHOWN]]
+    width = max((len(where) for where, _, _ in shown), default=0)
+    at = min(max((len(path) for _, path, _ in shown), default=0), 32)
+    lines = [f"  {where.ljust(width)}   {path.ljust(at)}   {p.message}" for where, path, p in shown]
+    if len(report.problems) > len(shown):
+        lines.append(f"  and {len(report.problems) - len(shown):,} more; all with --json")
+    return lines

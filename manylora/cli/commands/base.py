@@ -1,0 +1,121 @@
+"""`manylora base`: the base models that adapters are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from manylora.cli import context, output
+from manylora.cli.flags import command, group, json_option
+
+
+@group()
+def base() -> None:
+    """Add, list and remove base models.
+
+    \b
+    Examples:
+    $ manylora base add gemma-3-270m
+    $ manylora base list
+    """
+
+
+@command()
+@click.argument("name")
+@click.option("--from", "source", help="Hub id, folder or .gguf file  [built in for some names]")
+@click.option("--chat-template", help="Name of a chat template  [the base's own]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Numbers the weights are kept in.",
+)
+@json_option
+def add(
+    name: str, source: str | None, chat_template: str | None, dtype: str, as_json: bool
+) -> None:
+    """Convert a base on this machine, send it to the service and register it.
+
+    \b
+    Examples:
+    $ manylora base add gemma-3-270m
+    $ manylora base add mine --from ./my-model --dtype float32
+    $ manylora base add qwen --from Qwen/Qwen3-0.6B
+    """
+    client = context.connect()
+    prepare = context.load("worker.bases.register:prepare", extra="worker")
+    card, folder = prepare(
+        name,
+        source,
+        context.settings().folder("bases"),
+        dtype=dtype,
+        chat_template=chat_template,
+        progress=lambda text: output.talk(text, "base"),
+    )
+
+    def sending(file: str, done: int, total: int) -> None:
+        share = done / total if total else 1.0
+        output.progress(f"sending {file}  {output.bar(share)}  {output.size(done)}")
+
+    made = client.add_base(asdict(card), folder, sending)
+    if as_json:
+        output.document(made)
+    else:
+        output.talk(f"{name} is registered, {output.size(card.bytes)}", "base")
+
+
+@command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the registered bases.
+
+    \b
+    Examples:
+    $ manylora base list
+    $ manylora base list --json | jq -r '.data[].name'
+    """
+    found = context.connect().bases()
+    if as_json:
+        output.document({"object": "list", "data": found})
+        return
+    output.table(
+        ("base", "architecture", "parameters", "dtype", "size", "fingerprint"),
+        [_row(item) for item in found],
+        empty="no bases; add one with: manylora base add NAME --from …",
+    )
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    count = item.get("parameters") or 0
+    return (
+        item["name"],
+        item.get("architecture") or "",
+        f"{count / 1e6:,.0f} M" if count else "",
+        item.get("dtype") or "",
+        output.size(item.get("bytes")),
+        (item.get("fingerprint") or "")[:12],
+    )
+
+
+@command()
+@click.argument("name")
+@json_option
+def remove(name: str, as_json: bool) -> None:
+    """Forget a base. Refused while a job or an adapter still needs it.
+
+    \b
+    Examples:
+    $ manylora base remove gemma-3-270m
+    """
+    gone = context.connect().remove_base(name)
+    if as_json:
+        output.document(gone)
+    else:
+        output.talk(f"{name} is removed", "base")
+
+
+for _verb in (add, list_, remove):
+    base.add_command(_verb)

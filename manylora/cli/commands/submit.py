@@ -1,0 +1,88 @@
+"""`manylora submit`: from a file on this machine to a job that trains."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import click
+
+from manylora.cli import context, output
+from manylora.cli.flags import (
+    asked,
+    command,
+    existing_file,
+    hyperparameters,
+    json_option,
+    metadata,
+)
+
+
+@command()
+@click.argument("file", type=existing_file)
+@click.option("--base", required=True, help="A registered base: manylora base list.")
+@click.option("--suffix", help="Your name for the adapter, up to 64 characters.")
+@hyperparameters
+@click.option("--val", type=existing_file, help="Validation file.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[chosen by the service]")
+@click.option("--priority", type=int, help="Order among your own jobs; higher goes first  [0]")
+@click.option("--metadata", "pairs", multiple=True, metavar="K=V", help="Repeat it for more.")
+@click.option(
+    "--idempotency-key", help="The same key is the same job, however often it is sent  [random]"
+)
+@click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave.")
+@json_option
+def submit(
+    file: Path,
+    base: str,
+    suffix: str | None,
+    val: Path | None,
+    seed: int | None,
+    priority: int | None,
+    pairs: tuple[str, ...],
+    idempotency_key: str | None,
+    detach: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Check a dataset, send it, start a job and follow it. Ctrl-C leaves the job running.
+
+    Exit code: 0 succeeded or detached, 3 bad dataset, 100 failed, 103 cancelled.
+
+    \b
+    Examples:
+    $ manylora submit support.jsonl --base gemma-3-270m --suffix support
+    $ manylora submit support.jsonl --base gemma-3-270m --rank 8 --epochs 1 --val val.jsonl
+    $ id=$(manylora submit support.jsonl --base gemma-3-270m -d)
+    """
+    from manylora.cli.check import checked
+    from manylora.cli.commands.watch import follow
+
+    body: dict[str, Any] = {
+        "model": base,
+        "suffix": suffix,
+        "seed": seed,
+        "metadata": metadata(pairs) or None,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": asked(flags)}},
+    }
+    if priority is not None:
+        body["priority"] = priority
+    client = context.connect()
+    for path in (file, val):
+        if path is not None:
+            report = checked(path)
+            output.talk(f"{path}: {output.counted(report.examples, 'example')}", "checked")
+    body["training_file"] = client.upload(file)["id"]
+    if val is not None:
+        body["validation_file"] = client.upload(val)["id"]
+    sent = {name: value for name, value in body.items() if value is not None}
+    job = client.create_job(sent, idempotency_key or str(uuid.uuid4()))
+    waiting = (job.get("x") or {}).get("waiting_for")
+    output.talk("   ".join(part for part in (job["id"], waiting) if part), "queued")
+    if not detach:
+        follow(client, job["id"], as_json)
+    elif as_json:
+        output.document(job)
+    else:
+        output.data(job["id"])

@@ -1,0 +1,36 @@
+"""`manylora worker`: a worker as a process of its own. Needs the `worker` extra."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from manylora.cli import context
+from manylora.cli.flags import command
+
+
+def _device(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is not auto, cpu, cuda or cuda:N")
+    return value
+
+
+@command()
+@click.option("--base", required=True, help="The base this worker trains on.")
+@click.option(
+    "--slots", type=click.IntRange(1, 256), default=8, show_default=True, help="Jobs at once."
+)
+@click.option(
+    "--device", default="auto", show_default=True, callback=_device, help="auto, cpu or cuda:N."
+)
+def worker(base: str, slots: int, device: str) -> None:
+    """Run a worker for one base until it is told to stop.
+
+    \b
+    Examples:
+    $ manylora worker --base gemma-3-270m
+    $ manylora worker --base gemma-3-270m --slots 32 --device cuda:0
+    """
+    serve = context.load("worker.main:serve", extra="worker")
+    serve(context.settings(), base=base, slots=slots, device=device)

@@ -1,0 +1,68 @@
+"""What is wrong with a dataset: every bad line, with its number, its place and its fix."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from manylora.errors import DatasetError
+
+_SHOWN = 20
+#: codes that concern the file, not one line
+FILE_CODES = frozenset({"empty_file", "file_too_large", "too_many_examples", "too_few_examples"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. `path` is a JSON path ("$" is the whole line); line 0 means the file."""
+
+    line: int
+    path: str
+    code: str
+    message: str
+    fix: str
+
+
+@dataclass
+class Report:
+    """What a validation found. `kind` is "text", "completion" or "messages"."""
+
+    kind: str | None = None
+    lines: int = 0
+    examples: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines with at least one problem."""
+        return len({p.line for p in self.problems if p.code not in FILE_CODES})
+
+    def raise_if_bad(self, filename: str) -> None:
+        """Raises: DatasetError naming the first 20 problems."""
+        if not self.problems:
+            return
+        told = []
+        for p in self.problems[:_SHOWN]:
+            place = f"line {p.line}: " if p.line else ""
+            told.append(f"{place}{'' if p.path == '$' else p.path + ' '}{p.message}")
+        more = len(self.problems) - _SHOWN
+        if self.bad_lines:
+            head = f"{filename}: {self.bad_lines} of {self.lines} lines cannot be used"
+        else:
+            head = f"{filename} cannot be used"
+        raise DatasetError(
+            f"{head}\n  " + "\n  ".join(told) + (f"\n  and {more} more" if more > 0 else ""),
+            hint=self.problems[0].fix,
+            param="training_file",
+            details=self.as_json(),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, all problems included."""
+        return {
+            "kind": self.kind,
+            "lines": self.lines,
+            "examples": self.examples,
+            "bad_lines": self.bad_lines,
+            "problems": [asdict(p) for p in self.problems],
+        }

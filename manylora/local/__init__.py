@@ -1,0 +1,1 @@
+"""The embedded stack: real PostgreSQL, Valkey and SeaweedFS as child processes, from wheels."""
