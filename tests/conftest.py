@@ -18,27 +18,6 @@ from manylora.storage.store import Store
 
 PEPPER = "test-pepper"
 WORDS = [*"abcdefghijklmnopqrst", "cat", "dog", "mat", "rug"]
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "mat",
-    "rug",
-    "and",
-    "then",
-    "very",
-    "red",
-    "blue",
-    "is",
-    "it",
-    "who",
-    "what",
-    "where",
-    "when",
-]
 
 
 @dataclass

@@ -40,7 +40,8 @@ def current(database: Database) -> str | None:
     """The revision the database has; None before the first upgrade."""
     try:
         with database.transaction() as tx:
-            return tx.scalar(text("SELECT version_num FROM alembic_version"))
+            revision: str | None = tx.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision
     except ProgrammingError:  # no such table: nothing was ever migrated
         return None
 

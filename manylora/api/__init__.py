@@ -1,0 +1,1 @@
+"""The HTTP face: OpenAI's fine-tuning API, and what the CLI needs beyond it."""

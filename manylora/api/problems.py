@@ -1,0 +1,74 @@
+"""Every error in OpenAI's shape: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from manylora.errors import AuthError, ManyloraError, QuotaError, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+
+def answer(
+    status: int,
+    message: str,
+    *,
+    code: str | None,
+    param: str | None = None,
+    hint: str | None = None,
+    details: Any = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """One error; `hint` and `details` ride beside the four keys of OpenAI."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    more = {"hint": hint, "details": details}
+    body = {"error": error | {k: v for k, v in more.items() if v is not None}}
+    return JSONResponse(body, status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Put the handlers on the app."""
+
+    @app.exception_handler(ManyloraError)
+    def known(_: Request, error: ManyloraError) -> JSONResponse:
+        status = error.http_status
+        headers = {}
+        if isinstance(error, QuotaError):
+            headers["x-should-retry"] = "false"
+        if isinstance(error, UnavailableError):
+            headers["Retry-After"] = "2"
+        if isinstance(error, AuthError) and error.error_code == "insufficient_permissions":
+            status = 403
+        return answer(
+            status,
+            error.message,
+            code=error.error_code,
+            param=error.param,
+            hint=error.hint,
+            details=error.details,
+            headers=headers,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(p) for p in first["loc"][1:]) or None
+        message = f"{param or 'the request'}: {first['msg']}"
+        return answer(400, message, code="invalid_request", param=param)
+
+    @app.exception_handler(HTTPException)
+    def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        return answer(error.status_code, str(error.detail), code=code)
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("api.unexpected", path=request.url.path, exc_info=error)
+        return answer(500, "the server made a mistake; it is in its log", code="internal_error")

@@ -1,0 +1,157 @@
+"""/v1/fine_tuning/jobs: create, list, get, cancel, events."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from manylora import hyperparameters
+from manylora.api import wire
+from manylora.api.context import Context, Parts, Tenant
+from manylora.errors import BadSpecError, UsageError
+from manylora.ledger import adapters, bases, events, files, jobs
+from manylora.ledger.tables import Job
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+
+class Create(BaseModel):
+    """The body of a new job, as the client sends it; nulls mean "not given"."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    integrations: list[Any] | None = None
+    method: dict[str, Any] | None = None
+    hyperparameters: dict[str, Any] | None = None
+    priority: int = Field(0, ge=-100, le=100)
+
+    def asked(self) -> dict[str, Any]:
+        """The hyperparameters, wherever the client put them. Raises: UsageError."""
+        if self.integrations:
+            raise UsageError("integrations are not supported", param="integrations")
+        for key, value in (self.metadata or {}).items():
+            if len(key) > 64 or len(value) > 512:
+                raise UsageError("metadata: keys to 64, values to 512 characters", param="metadata")
+        if self.method is None:
+            return self.hyperparameters or {}
+        kind = self.method.get("type")
+        if kind != "supervised":
+            raise UsageError(
+                f"method {kind!r} is not supported", hint="supervised", param="method.type"
+            )
+        inner = self.method.get("supervised") or {}
+        given = inner.get("hyperparameters") if isinstance(inner, dict) else None
+        return given if isinstance(given, dict) else self.hyperparameters or {}
+
+
+def _show(tx: Session, row: Job, tenant: str, parts: Context) -> dict[str, Any]:
+    return wire.job(row, adapters.of_job(tx, row.id), tenant, parts)
+
+
+@router.post("")
+def create(
+    parts: Parts,
+    caller: Tenant,
+    body: Create,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+) -> dict[str, Any]:
+    """Record a wish for an adapter.
+
+    The client never sends an idempotency key of its own and repeats a request that timed out:
+    give one with `extra_headers` to be sure of one job.
+    """
+    asked = body.asked()
+    with parts.database.transaction() as tx:
+        base = bases.get(tx, body.model)
+        resolved = hyperparameters.resolve(
+            hyperparameters.parse(asked), hidden_size=base.hidden_size
+        )
+        hyperparameters.check_layers(resolved, base.layers)
+        if resolved.context_length > parts.settings.max_context_length:
+            raise BadSpecError(
+                f"context_length {resolved.context_length} is over the limit",
+                hint=f"at most {parts.settings.max_context_length}",
+                param="hyperparameters.context_length",
+            )
+        files.get(tx, caller.tenant_id, body.training_file)
+        if body.validation_file:
+            files.get(tx, caller.tenant_id, body.validation_file)
+        row = jobs.create(
+            tx,
+            tenant_id=caller.tenant_id,
+            base=base.name,
+            base_fingerprint=base.fingerprint,
+            training_file=body.training_file,
+            validation_file=body.validation_file,
+            suffix=body.suffix,
+            seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
+            asked=asked,
+            hyperparameters=resolved.as_json(),
+            job_metadata=body.metadata,
+            priority=body.priority,
+            idempotency_key=_hashed(idempotency_key),
+        )
+        return _show(tx, row, caller.tenant, parts)
+
+
+def _hashed(key: str | None) -> str | None:
+    return None if key is None else hashlib.sha256(key.encode()).hexdigest()
+
+
+@router.get("")
+def page(
+    request: Request,
+    parts: Parts,
+    caller: Tenant,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """The tenant's jobs, newest first; `metadata[key]=value` filters."""
+    wanted = {
+        key[len("metadata[") : -1]: value
+        for key, value in request.query_params.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    with parts.database.transaction() as tx:
+        rows, more = jobs.page(tx, caller.tenant_id, after=after, limit=limit, metadata=wanted)
+        return wire.listing(rows, more, lambda row: _show(tx, row, caller.tenant, parts))
+
+
+@router.get("/{job_id}")
+def get(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
+    """One job."""
+    with parts.database.transaction() as tx:
+        return _show(tx, jobs.get(tx, caller.tenant_id, job_id), caller.tenant, parts)
+
+
+@router.post("/{job_id}/cancel")
+def cancel(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
+    """Cancel a job; once answered it reads `cancelled`."""
+    with parts.database.transaction() as tx:
+        return _show(tx, jobs.cancel(tx, caller.tenant_id, job_id), caller.tenant, parts)
+
+
+@router.get("/{job_id}/events")
+def history(
+    parts: Parts,
+    caller: Tenant,
+    job_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> dict[str, Any]:
+    """A job's events, newest first."""
+    with parts.database.transaction() as tx:
+        jobs.get(tx, caller.tenant_id, job_id)
+        rows, more = events.page(tx, caller.tenant_id, job_id, after=after, limit=limit)
+        return wire.listing(rows, more, wire.event)
