@@ -19,6 +19,7 @@ _KEYS: Final = {
     "messages": {"messages", "tools", "parallel_tool_calls"},
 }
 _TOLERATED: Final = {"id", "metadata"}
+_SHOWN = 40  # characters of a stranger's key or value that a problem repeats
 _MESSAGE_KEYS: Final = {
     "role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal",
 }  # fmt: skip
@@ -38,13 +39,17 @@ def check(line: dict[str, Any], kind: str) -> Iterator[Found]:
     for key in line:
         if key not in _KEYS[kind] | _TOLERATED:
             yield (
-                f"$.{key}",
+                f"$.{key[:_SHOWN]}",
                 "unrecognized_key",
                 "is not a key of this format",
                 f"remove it; keys are {', '.join(sorted(_KEYS[kind]))}",
             )
     if kind == "messages":
-        yield from _check_messages(line["messages"])
+        yield from _check_messages(line.get("messages"))
+        if not isinstance(line.get("tools", []), list | None):
+            yield "$.tools", "data_type", "is not a list", "make it a list of tools"
+        if not isinstance(line.get("parallel_tool_calls"), bool | None):
+            yield "$.parallel_tool_calls", "data_type", "is not true or false", "use true or false"
         return
     for key in sorted(_KEYS[kind]):
         if key not in line:
@@ -71,7 +76,8 @@ def _check_messages(messages: Any) -> Iterator[Found]:
         yield from _check_message(message, path)
         if message.get("role") == "assistant":
             assistants += 1
-            trained += message.get("weight", 1) != 0
+            weight = message.get("weight", 1)
+            trained += weight != 0 or weight is False  # false is a bad_weight of its own
     if not assistants:
         yield (
             "$.messages",
@@ -91,7 +97,8 @@ def _check_messages(messages: Any) -> Iterator[Found]:
 def _check_message(message: dict[str, Any], path: str) -> Iterator[Found]:
     for key in message:
         if key not in _MESSAGE_KEYS:
-            yield f"{path}.{key}", "unrecognized_key", "is not a key of a message", "remove it"
+            at = f"{path}.{key[:_SHOWN]}"
+            yield at, "unrecognized_key", "is not a key of a message", "remove it"
     role = message.get("role")
     if "role" not in message:
         yield f"{path}.role", "missing_key", "is missing", 'add "role"'
@@ -99,29 +106,49 @@ def _check_message(message: dict[str, Any], path: str) -> Iterator[Found]:
         yield (
             f"{path}.role",
             "unrecognized_role",
-            f'"{str(role)[:40]}" is not a role ({", ".join(ROLES)})',
+            f'"{str(role)[:_SHOWN]}" is not a role ({", ".join(ROLES)})',
             "use one of the roles",
         )
-    content = message.get("content")
-    if content is None:
-        if not message.get("tool_calls") and not message.get("function_call"):
-            yield f"{path}.content", "missing_content", "is missing", "add the text"
-    elif isinstance(content, list):
-        for i, part in enumerate(content):
-            if not (isinstance(part, dict) and isinstance(part.get("text"), str)):
-                yield f"{path}.content[{i}]", "data_type", "is not a text part", "use text parts"
-    elif not isinstance(content, str):
-        yield f"{path}.content", "data_type", "is not a string", "make it a string"
-    elif role == "assistant" and not content.strip() and not message.get("tool_calls"):
-        yield f"{path}.content", "empty_text", "is empty: nothing to learn from", "write it"
+    yield from _check_content(message, role == "assistant", f"{path}.content")
+    if not isinstance(message.get("name"), str | None):
+        yield f"{path}.name", "data_type", "is not a string", "make it a string"
+    if not isinstance(message.get("tool_calls"), list | None):
+        yield f"{path}.tool_calls", "data_type", "is not a list", "make it a list of calls"
     weight = message.get("weight")
-    if weight is not None and (role != "assistant" or weight not in (0, 1) or weight is True):
+    if weight is not None and (
+        role != "assistant" or isinstance(weight, bool) or weight not in (0, 1)
+    ):
         yield (
             f"{path}.weight",
             "bad_weight",
             "weight is 0 or 1, and on assistant messages only",
             "remove it or make it 0 or 1",
         )
+
+
+def _check_content(message: dict[str, Any], assistant: bool, path: str) -> Iterator[Found]:
+    content = message.get("content")
+    calls = assistant and bool(message.get("tool_calls") or message.get("function_call"))
+    if content is None:
+        if not calls:
+            yield path, "missing_content", "is missing", "add the text"
+    elif isinstance(content, list):
+        wrong = [i for i, part in enumerate(content) if not _is_text_part(part)]
+        for i in wrong:
+            fix = 'write {"type": "text", "text": …}'
+            yield f"{path}[{i}]", "data_type", "is not a text part", fix
+        if assistant and not calls and not wrong and not text_of(content).strip():
+            yield path, "empty_text", "is empty: nothing to learn from", "write the answer"
+    elif not isinstance(content, str):
+        yield path, "data_type", "is not a string", "make it a string or a list of text parts"
+    elif assistant and not calls and not content.strip():
+        yield path, "empty_text", "is empty: nothing to learn from", "write the answer"
+
+
+def _is_text_part(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    )
 
 
 def text_of(content: Any) -> str:

@@ -9,7 +9,38 @@ from manylora.errors import DatasetError
 
 _SHOWN = 20
 #: codes that concern the file, not one line
-FILE_CODES = frozenset({"empty_file", "file_too_large", "too_many_examples", "too_few_examples"})
+FILE_CODES = frozenset(
+    {
+        "empty_file",
+        "file_too_large",
+        "too_few_examples",
+        "too_many_examples",
+        "too_many_problems",
+    }
+)
+#: every code there is; docs/datasets.md says what each means
+CODES = FILE_CODES | frozenset(
+    {
+        "bad_weight",
+        "blank_line",
+        "data_type",
+        "empty_messages",
+        "empty_text",
+        "missing_content",
+        "missing_key",
+        "mixed_kinds",
+        "no_assistant",
+        "not_json",
+        "not_object",
+        "not_utf8",
+        "nothing_weighted",
+        "number_too_long",
+        "too_deep",
+        "too_long",
+        "unrecognized_key",
+        "unrecognized_role",
+    }
+)
 
 
 @dataclass(frozen=True)

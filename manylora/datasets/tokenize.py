@@ -7,7 +7,7 @@ which is learnt. mask[i] is True where token i is a label; the first token never
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from manylora.datasets.templates import PLAIN, render
 from manylora.errors import DatasetError, UsageError
 
 Span = tuple[int, int]
+_BOM = b"\xef\xbb\xbf"
+_MARK = "\ue000manylora\ue000"  # private-use characters: in no conversation
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,24 @@ class Tokenised:
     input_ids: list[int]
     mask: list[bool]
     truncated: bool
+
+
+@dataclass
+class Totals:
+    """Sums over a file, complete once `encode_file` is exhausted. Lengths in tokens."""
+
+    examples: int = 0
+    tokens: int = 0
+    label_tokens: int = 0
+    truncated: list[int] = field(default_factory=list)  # line numbers
+
+    def add(self, one: Tokenised) -> None:
+        """Count one example."""
+        self.examples += 1
+        self.tokens += len(one.input_ids)
+        self.label_tokens += sum(one.mask)
+        if one.truncated:
+            self.truncated.append(one.line)
 
 
 class Tokenizer:
@@ -85,29 +105,32 @@ class Tokenizer:
         if kind == "completion":
             prompt, completion = example["prompt"], example["completion"]
             return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
-        return self._conversation(example["messages"])
+        return self._conversation(example["messages"], example.get("tools"))
 
-    def _conversation(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    def _conversation(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None
+    ) -> tuple[str, list[Span]]:
+        """Where the assistant's words begin is found by a mark put in their place."""
         plain = [{**m, "content": formats.text_of(m.get("content"))} for m in messages]
-        whole = self._render(plain)
+        whole = self._render(plain, tools)
         spans = []
         for i, message in enumerate(plain):
             if message["role"] != "assistant" or message.get("weight", 1) == 0:
                 continue
-            before, through = self._render(plain[:i]), self._render(plain[: i + 1])
-            if not whole.startswith(through) or not through.startswith(before):
+            through = self._render(plain[: i + 1], tools)
+            if not whole.startswith(through):
                 raise DatasetError("the base's chat template rewrites earlier turns")
-            content = message["content"].strip()
-            start = through.find(content, len(before))
-            if start < 0:
+            marked = self._render([*plain[:i], {"role": "assistant", "content": _MARK}], tools)
+            start = marked.find(_MARK)
+            if start < 0 or marked[:start] != through[:start]:
                 raise DatasetError("the base's chat template leaves out an assistant message")
-            spans.append((start, len(through.rstrip("\n"))))
+            ending = marked[start + len(_MARK) :]
+            turn = len(through) - (len(ending) - len(ending.rstrip("\n")))
+            spans.append((start, turn if ending.strip() else len(through)))
         return whole, spans
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        if not messages:
-            return ""
-        return render(self._template, messages, eos_token=self._eos_text)
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+        return render(self._template, messages, tools=tools, eos_token=self._eos_text)
 
     def _front(self) -> list[int]:
         """What the tokenizer puts before every text of its own accord."""
@@ -119,9 +142,23 @@ class Tokenizer:
         return []
 
 
-def encode_file(path: Path | str, tokenizer: Tokenizer, max_length: int) -> Iterator[Tokenised]:
-    """Tokens of every line of a validated file. Raises: DatasetError."""
+def encode_file(
+    path: Path | str, tokenizer: Tokenizer, max_length: int, totals: Totals | None = None
+) -> Iterator[Tokenised]:
+    """Tokens of every line of a validated file, one at a time; `totals` counts along.
+
+    Raises: DatasetError naming the line.
+    """
     with open(path, "rb") as stream:
         for number, raw in enumerate(stream, start=1):
-            line = msgspec.json.decode(raw.removeprefix(b"\xef\xbb\xbf"))
-            yield tokenizer.encode(line, number, max_length)
+            bare = raw.removeprefix(_BOM).strip() if number == 1 else raw.strip()
+            if not bare:
+                continue
+            try:
+                line = msgspec.json.decode(bare, type=dict[str, Any])
+            except msgspec.DecodeError as error:
+                raise DatasetError(f"line {number}: is not JSON: {error}") from error
+            one = tokenizer.encode(line, number, max_length)
+            if totals is not None:
+                totals.add(one)
+            yield one

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -13,9 +15,14 @@ from manylora.datasets.limits import Limits
 from manylora.datasets.problems import Problem, Report
 
 _CHUNK = 1 << 20
+_MAX_PROBLEMS = 100_000
+_PER_LINE = 20  # problems told of one line
+_LONG_NUMBER = re.compile(rb"[0-9.]{65}")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _BOM = b"\xef\xbb\xbf"
 
 
+@runtime_checkable
 class Readable(Protocol):
     """Anything that yields bytes by `read(n)`: a file, an upload, an object's body."""
 
@@ -28,17 +35,25 @@ def validate_path(path: Path | str, limits: Limits, good: IO[bytes] | None = Non
         return validate(stream, limits, good=good)
 
 
-def validate(stream: Readable, limits: Limits, *, good: IO[bytes] | None = None) -> Report:
-    """Read every line; `good`, if given, gets the usable ones.
+def validate(
+    stream: Readable | Iterable[bytes], limits: Limits, *, good: IO[bytes] | None = None
+) -> Report:
+    """Read every line; `good`, if given, gets the usable ones. No bytes make it raise.
 
-    Memory stays within two lines' limit and what the problems take.
+    `stream` is read by chunks, or is the chunks. Blank lines at the end of the file are not
+    counted. Memory stays within two chunks, one line's limit and 100,000 problems.
     """
     report = Report()
-    total = 0
+    total = blank = 0
     for raw, size in _lines(stream, limits.max_line_bytes):
+        total += size + 1
+        if size <= limits.max_line_bytes and not raw.strip() and total <= limits.max_file_bytes:
+            blank += 1
+            continue
+        _blanks(report, blank)
+        blank = 0
         report.lines += 1
-        total += size
-        if total > limits.max_file_bytes:
+        if total - 1 > limits.max_file_bytes:
             _file_problem(
                 report,
                 "file_too_large",
@@ -46,7 +61,11 @@ def validate(stream: Readable, limits: Limits, *, good: IO[bytes] | None = None)
                 "split it into several jobs",
             )
             break
-        found = list(_check_line(raw, size, report, limits))
+        if len(report.problems) >= _MAX_PROBLEMS:
+            message = f"has more than {_MAX_PROBLEMS:,} problems; the rest was not read"
+            _file_problem(report, "too_many_problems", message, "fix these first")
+            break
+        found = list(islice(_check_line(raw, size, report, limits), _PER_LINE))
         report.problems.extend(Problem(report.lines, *each) for each in found)
         if found:
             continue
@@ -73,33 +92,46 @@ def validate(stream: Readable, limits: Limits, *, good: IO[bytes] | None = None)
     return report
 
 
+def _blanks(report: Report, count: int) -> None:
+    """Blank lines turned out to be inside the file."""
+    for _ in range(min(count, max(0, _MAX_PROBLEMS - len(report.problems)))):
+        report.lines += 1
+        problem = Problem(report.lines, "$", "blank_line", "is blank", "remove the line")
+        report.problems.append(problem)
+
+
 def _file_problem(report: Report, code: str, message: str, fix: str) -> None:
     report.problems.append(Problem(0, "$", code, f"the file {message}", fix))
 
 
-def _lines(stream: Readable, longest: int) -> Iterator[tuple[bytes, int]]:
+def _lines(stream: Readable | Iterable[bytes], longest: int) -> Iterator[tuple[bytes, int]]:
     """Lines without their ends, and their size in bytes; of one longer than `longest` only the
     beginning is kept."""
     held, size, first = b"", 0, True
-    while chunk := stream.read(_CHUNK):
+    for chunk in _chunks(stream):
         if first:
             chunk, first = chunk.removeprefix(_BOM), False
         *ended, rest = chunk.split(b"\n")
         for part in ended:
-            yield (held + part)[: longest + 1].removesuffix(b"\r"), size + len(part) + 1
+            yield (held + part)[: longest + 1].removesuffix(b"\r"), size + len(part)
             held, size = b"", 0
         held, size = (held + rest)[: longest + 1], size + len(rest)
     if size:
         yield held.removesuffix(b"\r"), size
 
 
+def _chunks(stream: Readable | Iterable[bytes]) -> Iterator[bytes]:
+    if isinstance(stream, Readable):
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+    else:
+        yield from stream
+
+
 def _check_line(raw: bytes, size: int, report: Report, limits: Limits) -> Iterator[formats.Found]:
-    if size - 1 > limits.max_line_bytes:
-        message = f"is {size - 1} bytes long, at most {limits.max_line_bytes} are allowed"
+    if size > limits.max_line_bytes:
+        message = f"is {size} bytes long, at most {limits.max_line_bytes} are allowed"
         yield "$", "too_long", message, "shorten or split the example"
-        return
-    if not raw.strip():
-        yield "$", "blank_line", "is blank", "remove the line"
         return
     try:
         text = raw.decode("utf-8")
@@ -110,6 +142,9 @@ def _check_line(raw: bytes, size: int, report: Report, limits: Limits) -> Iterat
     if brackets > limits.max_json_depth and _depth(raw) > limits.max_json_depth:
         message = f"is nested deeper than {limits.max_json_depth} levels"
         yield "$", "too_deep", message, "flatten it"
+        return
+    if _LONG_NUMBER.search(raw) and _LONG_NUMBER.search(_STRING.sub(b"", raw)):
+        yield "$", "number_too_long", "has a number of more than 64 digits", "put it in quotes"
         return
     try:
         line: Any = msgspec.json.decode(raw)

@@ -40,7 +40,7 @@ def remember(home: Path, **more: str) -> None:
 
 
 def ports_of(home: Path, api_port: int) -> dict[str, Any]:
-    """The ports of last time while they are free, else new ones; the API's is `api_port` if free."""
+    """Last time's ports while they are free, else new ones; `api_port` for the API if free."""
     path = home / "ports.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

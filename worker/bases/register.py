@@ -6,6 +6,8 @@ Never runs code that comes with a model; pickled weights are refused.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import tempfile
@@ -112,9 +114,11 @@ def _convert(
     place, options = _locate(source, scratch, progress)
     progress("converting to safetensors (once; about a minute for Gemma 3 270M)")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch_dtype, trust_remote_code=False, **_weights(options)
-        )
+        # The GGUF reader draws a progress bar that no setting switches off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch_dtype, trust_remote_code=False, **_weights(options)
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,15 +17,15 @@ def _device(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 
 
 @command()
-@click.option("--base", required=True, help="The base this worker trains on.")
+@click.option("--base", help="The base to train on; without it the scheduler assigns one.")
 @click.option(
     "--slots", type=click.IntRange(1, 256), default=8, show_default=True, help="Jobs at once."
 )
 @click.option(
     "--device", default="auto", show_default=True, callback=_device, help="auto, cpu or cuda:N."
 )
-def worker(base: str, slots: int, device: str) -> None:
-    """Run a worker for one base until it is told to stop.
+def worker(base: str | None, slots: int, device: str) -> None:
+    """Run a worker until it is told to stop.
 
     \b
     Examples:

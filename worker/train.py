@@ -1,0 +1,69 @@
+"""The trainer alone, without a service: a dataset and a base in, an adapter folder out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_core import Trainer
+from manylora import hyperparameters as hp
+from manylora.errors import TrainingError
+from worker.bases.card import read
+from worker.main import pick_device
+from worker.prepare import tokenizer_of, write_examples
+from worker.trainer.child import training_job
+from worker.trainer.load import load_base
+
+
+def train(
+    *,
+    file: Path,
+    base_folder: Path,
+    out: Path,
+    validation: Path | None,
+    seed: int,
+    device: str,
+    hyperparameters: dict[str, Any],
+    progress: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Train on one machine; returns where the adapter is and how it went.
+
+    The bytes are those the service publishes for the same job. Raises: BadSpecError,
+    DatasetError, TrainingError.
+    """
+    card = read(base_folder)
+    resolved = hp.resolve(hp.parse(hyperparameters), hidden_size=card.hidden_size)
+    hp.check_layers(resolved, card.layers)
+    tokenizer = tokenizer_of(base_folder, card.chat_template)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for source, name in ((file, "train"), (validation, "validation")):
+            if source is not None:
+                write_examples(
+                    tokenizer, source, folder / f"{name}.safetensors", resolved.context_length
+                )
+        trainer = Trainer(load_base(base_folder, pick_device(device), None), slots=1)
+        order = {
+            "hyperparameters": resolved.as_json(),
+            "seed": seed if seed is not None else 0,
+            "folder": str(folder),
+        }
+        trainer.join(training_job("train", order))
+        while True:
+            report = trainer.step()[0]
+            if report.error is not None:
+                raise TrainingError(str(report.error), code=report.error.code)
+            told = {
+                "step": report.step,
+                "total_steps": report.total_steps,
+                "train_loss": report.loss,
+            }
+            if report.validation_loss is not None:
+                told["valid_loss"] = report.validation_loss
+            progress(told)
+            if report.finished:
+                break
+        trainer.export("train", out, base_model_name=card.name)
+    return {"out": str(out), **told}
