@@ -447,8 +447,9 @@ def _problem(response: httpx2.Response) -> ManyloraError:
     hint = told.get("hint")
     if hint is None and issubclass(kind, errors.AuthError):
         hint = "the key comes from MANYLORA_API_KEY"
+    message = str(told.get("message") or f"the API answered HTTP {response.status_code}")
     return kind(
-        str(told.get("message") or f"the API answered HTTP {response.status_code}"),
+        message.removesuffix(f" ({hint})"),  # on the wire the hint ends the message, too
         hint=hint,
         param=told.get("param"),
         code=code,

@@ -46,9 +46,10 @@ def install(app: FastAPI) -> None:
             headers["Retry-After"] = "2"
         if isinstance(error, AuthError) and error.error_code == "insufficient_permissions":
             status = 403
+        # Clients that know only OpenAI's four keys must see the hint, too.
         return answer(
             status,
-            error.message,
+            error.message + (f" ({error.hint})" if error.hint else ""),
             code=error.error_code,
             param=error.param,
             hint=error.hint,

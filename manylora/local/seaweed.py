@@ -75,6 +75,9 @@ class Seaweed:
             "-s3",
             f"-s3.port={s3}",
             f"-s3.port.grpc={grpc[3]}",
+            # two catalogues that would listen on fixed ports, and stop a second stack from starting
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-s3.config={self._config}",
         ]
 
