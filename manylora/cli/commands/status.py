@@ -18,12 +18,12 @@ from manylora.cli.flags import command, folder, json_option
 def status(home: Path | None, as_json: bool) -> None:
     """Show what runs on this machine, and what the service is doing.
 
-    Exit code: 0 when the service answers, 6 when it does not.
+    Exit code: 0 when the local stack is up or the service answers, else 6.
 
     \b
     Examples:
     $ manylora status
-    $ manylora status --json | jq .service
+    $ manylora status --json | jq .processes
     """
     from manylora.errors import ManyloraError, UsageError
 
@@ -38,22 +38,47 @@ def status(home: Path | None, as_json: bool) -> None:
         service = context.connect(home=home).status()
     except ManyloraError as error:
         problem = error
+    up = local.get("state") not in (None, "down")
     if as_json:
         shown = {"message": problem.message, "code": problem.error_code} if problem else None
-        output.document({"local": local, "service": service, "error": shown})
-        click.get_current_context().exit(problem.exit_code if problem else 0)
-    output.facts(_flat(local))
-    if problem is not None:
+        output.document({"processes": [], **local, **(service or {}), "error": shown})
+        click.get_current_context().exit(problem.exit_code if problem and not up else 0)
+    _show(local, service)
+    if problem is not None and up:
+        output.talk(problem.message, "api")
+    elif problem is not None:
         raise problem
-    output.facts(_flat(service or {}))
 
 
-def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """A tree of plain values as `a.b` and value, in its own order."""
-    if isinstance(tree, dict):
-        pairs = [(f"{name}.{key}" if name else str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list):
-        pairs = [(f"{name}.{at}", value) for at, value in enumerate(tree)]
-    else:
-        return [(name, tree)]
-    return [flat for key, value in pairs for flat in _flat(value, key)]
+def _show(local: dict[str, Any], service: dict[str, Any] | None) -> None:
+    """The local processes, then the service's queue and its workers."""
+    if local.get("processes"):
+        output.table(
+            ["process", "pid", "state", "restarts"],
+            [[str(p[k]) for k in ("name", "pid", "state", "restarts")] for p in local["processes"]],
+        )
+    if service is None:
+        return
+    waiting = "  ".join(f"{count} {state}" for state, count in service["queue"].items())
+    output.facts(
+        [
+            ("version", f"{service['version']}, schema {service['schema']}"),
+            ("queue", waiting or "empty"),
+            ("slots", f"{service['busy']} of {service['slots']} busy"),
+        ]
+    )
+    if service["workers"]:
+        output.table(
+            ["worker", "device", "slots", "base", "state", "note"],
+            [
+                [
+                    w["id"],
+                    w["device_kind"],
+                    str(w["slots"]),
+                    w["assigned_base"] or "none yet",
+                    w["state"],
+                    w["note"] or "",
+                ]
+                for w in service["workers"]
+            ],
+        )
