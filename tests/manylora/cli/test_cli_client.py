@@ -94,12 +94,14 @@ def test_fetch_into_a_folder_in_use_replaces_only_its_files(
     service: Any, client: Client, tmp_path: Path
 ) -> None:
     publish(service)
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "adapter_config.json").write_text("old")
-    client.fetch("support", tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "adapter_config.json").read_bytes() == CONFIG
-    assert not [p for p in (*tmp_path.iterdir(), *tmp_path.parent.iterdir()) if p.name[0] == "."]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "adapter_config.json").write_text("old")
+    client.fetch("support", out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "adapter_config.json").read_bytes() == CONFIG
+    assert not [p for p in (*out.iterdir(), *tmp_path.iterdir()) if p.name[0] == "."]
 
 
 @pytest.mark.parametrize("kind", ["empty", "link", "here"])
