@@ -6,19 +6,22 @@ the engine under the service. `README.md` beside this file shows twenty lines of
 
 from lora_core.digest import weights_digest
 from lora_core.errors import DivergedError, FormatError, LoraError, SpecError, TargetError
-from lora_core.examples import Examples
+from lora_core.examples import Examples, batches, total_steps
 from lora_core.inject import activate, eject, inject, targets
 from lora_core.job import StepReport, TrainingJob
 from lora_core.layer import LoraLinear
 from lora_core.loss import token_loss
 from lora_core.merge import merge, unmerge
-from lora_core.peft_format import load_adapter, save_adapter
+from lora_core.optim import AdamW, clip_
+from lora_core.peft_format import from_peft_config, load_adapter, save_adapter, to_peft_config
+from lora_core.rng import permutation, uniform
 from lora_core.schedule import learning_rate
 from lora_core.spec import AdapterSpec
 from lora_core.state import State
 from lora_core.trainer import Trainer
 
 __all__ = [
+    "AdamW",
     "AdapterSpec",
     "DivergedError",
     "Examples",
@@ -32,14 +35,21 @@ __all__ = [
     "Trainer",
     "TrainingJob",
     "activate",
+    "batches",
+    "clip_",
     "eject",
+    "from_peft_config",
     "inject",
     "learning_rate",
     "load_adapter",
     "merge",
+    "permutation",
     "save_adapter",
     "targets",
+    "to_peft_config",
     "token_loss",
+    "total_steps",
+    "uniform",
     "unmerge",
     "weights_digest",
 ]

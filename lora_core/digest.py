@@ -1,23 +1,44 @@
-"""A digest of the base's weights, to prove that training left them alone."""
+"""A digest of the base's weights, to prove that training left them alone. Adapters and buffers
+are not part of it."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from lora_core.inject import layers
 
 
 def weights_digest(model: nn.Module) -> str:
-    """sha256 over name, dtype, shape and bytes of every parameter that is not an adapter's."""
+    """sha256 (hex) over name, dtype, shape and bytes of every parameter that is not an adapter's,
+    in the order of the model; the same whether or not adapters are in it."""
+    carriers = set(layers(model))
     digest = hashlib.sha256()
-    seen: set[int] = set()
     for name, parameter in model.named_parameters():
-        if "lora_A" in name or "lora_B" in name or id(parameter) in seen:
+        plain = _plain(name, carriers)
+        if plain is None:
             continue
-        seen.add(id(parameter))
-        plain = name.replace(".base.", ".")
         digest.update(f"{plain}|{parameter.dtype}|{tuple(parameter.shape)}|".encode())
-        data = parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
-        digest.update(data.tobytes())
+        _feed(digest, parameter)
     return digest.hexdigest()
+
+
+def _plain(name: str, carriers: set[str]) -> str | None:
+    """The parameter's name in the bare model; None for an adapter's."""
+    parts = name.split(".")
+    for i in range(len(parts)):
+        if ".".join(parts[:i]) in carriers:
+            if parts[i] != "base":
+                return None
+            return ".".join(parts[:i] + parts[i + 1 :])
+    return name
+
+
+def _feed(digest: hashlib._Hash, parameter: Tensor) -> None:
+    """The bytes of a tensor, without numpy and without a further copy."""
+    data = parameter.detach().cpu().contiguous()
+    size = data.numel() * data.element_size()
+    if size:
+        digest.update((ctypes.c_char * size).from_address(data.data_ptr()))

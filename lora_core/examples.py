@@ -1,12 +1,17 @@
-"""Tokenised examples, and the order a job takes them in."""
+"""Tokenised examples, and the order a job takes them in. No tokenizer, no text, no padding.
+
+B examples, T tokens of all of them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,11 +57,18 @@ class Examples:
     @classmethod
     def load(cls, path: Path | str) -> Examples:
         """Read what `save` wrote. Raises: FormatError."""
-        tensors = load_file(str(path))
         try:
-            return cls(tensors["input_ids"], tensors["mask"], tensors["offsets"])
+            tensors = load_file(str(path))
+            found = cls(tensors["input_ids"], tensors["mask"].bool(), tensors["offsets"])
         except KeyError as error:
             raise FormatError(f"{path} has no {error}") from error
+        except (OSError, SafetensorError) as error:
+            raise FormatError(f"{path} is no file of examples: {error}") from error
+        offsets, count = found.offsets, len(found.input_ids)
+        whole = len(offsets) > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == count
+        if not whole or bool((offsets.diff() < 1).any()) or len(found.mask) != count:
+            raise FormatError(f"{path}: offsets, input_ids and mask do not fit each other")
+        return found
 
 
 def total_steps(examples: int, batch_size: int, epochs: int) -> int:
@@ -65,8 +77,15 @@ def total_steps(examples: int, batch_size: int, epochs: int) -> int:
 
 
 def batch(examples: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of the examples of `step` (from 1): each epoch in an order of its own."""
+    """Indices of the examples of `step` (from 1): each epoch in an order of its own, which the
+    key ("order", seed, epoch) alone decides; the last batch of an epoch may be short."""
     per_epoch = math.ceil(examples / batch_size)
     epoch, place = divmod(step - 1, per_epoch)
     order = rng.permutation(("order", seed, epoch), examples)
     return order[place * batch_size : (place + 1) * batch_size]
+
+
+def batches(examples: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Indices of the examples of every step of a job, first to last."""
+    for step in range(1, total_steps(examples, batch_size, epochs) + 1):
+        yield batch(examples, batch_size, seed, step)

@@ -1,6 +1,7 @@
 """Put adapters into any nn.Module and take them out again. In place; the base is frozen.
 
-Knows nn.Linear and transformers' Conv1D (by its name, without importing transformers).
+Knows nn.Linear and transformers' Conv1D (by its name, without importing transformers). What a
+layer then does is `layer.py`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 
 from torch import Tensor, nn
 
-from lora_core.errors import SpecError, TargetError
+from lora_core.errors import LoraError, SpecError, TargetError
 from lora_core.layer import Focus, LoraLinear
 from lora_core.spec import ALL_LINEAR, AdapterSpec
 
@@ -21,22 +22,24 @@ def layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer an adapter may sit on: linear layers, but not the output head."""
-    get_head = getattr(model, "get_output_embeddings", None)
-    head = get_head() if callable(get_head) else None
+    head = _head(model)
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = name.rpartition(".")[0]
         if module is head or inside in found:
             continue
-        if isinstance(module, nn.Linear | LoraLinear) or type(module).__name__ == "Conv1D":
+        if isinstance(module, nn.Linear | LoraLinear) or _is_conv1d(module):
             found[name] = module
     return found
 
 
 def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
-    """Names of the layers a spec means.
+    """Names of the layers a spec means, in the order of the model.
 
-    Raises: TargetError naming what there is, SpecError for a rank larger than a layer.
+    "all-linear" is every candidate; a tuple takes names and name endings; any other string is a
+    regular expression for the whole name. Raises: TargetError naming what there is (also for a
+    tuple that asks for the output head, which stays frozen), SpecError for a rank larger than a
+    layer.
     """
     known = candidates(model)
     wanted = spec.target_modules
@@ -48,7 +51,11 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
         except re.error as error:
             raise TargetError(f"{wanted!r} is not a regular expression: {error}") from error
     else:
-        hit = [n for n in known if any(n == w or n.endswith(f".{w}") for w in wanted)]
+        hit = [name for name in known if _ends(name, wanted)]
+        head = _head(model)
+        for name, module in model.named_modules():
+            if module is head and _ends(name, wanted):
+                raise TargetError(f"the output head {name!r} cannot carry an adapter")
     if not hit:
         there = sorted({name.rpartition(".")[2] for name in known})
         raise TargetError(
@@ -64,13 +71,16 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
 def inject(model: nn.Module, spec: AdapterSpec, slot: str = "default") -> list[str]:
     """Freeze the model, put an adapter into `slot` of every target, and set it to work.
 
-    Returns the names of the layers. Raises: TargetError, SpecError; then nothing has changed.
+    Every parameter of the base is frozen. A further slot adds a further adapter to the same
+    base. Returns the names of the layers. Raises: TargetError, SpecError, or LoraError while an
+    adapter is merged; then nothing has changed.
     """
     hit = targets(model, spec)
     present = layers(model)
     if any(slot in layer.specs for layer in present.values()):
         raise SpecError(f"slot {slot!r} is taken")
     focus = focus_of(model) or Focus()
+    _refuse_merged(focus)
     if not present:
         model.requires_grad_(False)
     for name in hit:
@@ -86,14 +96,19 @@ def inject(model: nn.Module, spec: AdapterSpec, slot: str = "default") -> list[s
 
 
 def eject(model: nn.Module, slot: str | None = None) -> None:
-    """Empty one slot, or all; a layer whose last slot goes is the base's own layer again."""
+    """Empty one slot, or all (None); a layer whose last slot goes is the base's own layer again.
+
+    Parameters stay frozen. Raises: LoraError while an adapter is merged.
+    """
+    focus = focus_of(model)
+    if focus is not None:
+        _refuse_merged(focus)
     for name, layer in layers(model).items():
         for each in list(layer.specs) if slot is None else [slot]:
             layer.remove(each)
         if not layer.specs:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent) if parent else model, leaf, layer.base)
-    focus = focus_of(model)
     if focus is not None and focus.slot == slot:
         focus.slot = None
 
@@ -104,11 +119,37 @@ def focus_of(model: nn.Module) -> Focus | None:
 
 
 def activate(model: nn.Module, slot: str | None) -> None:
-    """Set one slot to work; None is the bare base. No weight is touched."""
+    """Set one slot to work; None is the bare base. No weight is touched.
+
+    Raises: SpecError when no layer has the slot, LoraError while an adapter is merged.
+    """
     focus = focus_of(model)
+    if slot is not None and not any(slot in layer.specs for layer in layers(model).values()):
+        raise SpecError(f"no layer has a slot {slot!r}")
     if focus is not None:
+        if slot is not None:
+            _refuse_merged(focus)
         focus.slot = slot
         focus.row_keys = None
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _ends(name: str, wanted: tuple[str, ...]) -> bool:
+    return any(name == each or name.endswith(f".{each}") for each in wanted)
+
+
+def _refuse_merged(focus: Focus) -> None:
+    if focus.merged is not None:
+        raise LoraError(f"slot {focus.merged!r} is merged into the weights; unmerge it first")
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

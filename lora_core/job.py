@@ -1,18 +1,22 @@
-"""What the trainer is asked to do, and what it tells after each step."""
+"""What the trainer is asked to do, and what it tells after each step. Values only: how a job is
+trained is in `trainer.py`."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lora_core.errors import LoraError, SpecError
 from lora_core.examples import Examples, total_steps
-from lora_core.schedule import Schedule
+from lora_core.schedule import SCHEDULES, Schedule
 from lora_core.spec import AdapterSpec
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One adapter to train. Rates per optimizer step; `eval_every` in steps.
+    """One adapter to train. `batch_size` in examples and `eval_every` in optimizer steps;
+    `warmup_ratio` is a share of all steps; `seed` decides the order of the examples and the
+    dropout, `spec.seed` where the adapter starts. `max_grad_norm` may be infinite.
 
     Raises: SpecError.
     """
@@ -36,6 +40,18 @@ class TrainingJob:
             raise SpecError("a job without examples")
         if self.epochs < 1 or self.batch_size < 1:
             raise SpecError("epochs and batch_size are at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise SpecError(f"learning_rate {self.learning_rate} is not a positive number")
+        if self.schedule not in SCHEDULES:
+            raise SpecError(f"schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise SpecError(f"warmup_ratio {self.warmup_ratio} is not in [0, 1]")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SpecError(f"weight_decay {self.weight_decay} is not a number from 0 on")
+        if not self.max_grad_norm > 0:
+            raise SpecError(f"max_grad_norm {self.max_grad_norm} is not positive")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise SpecError(f"eval_every {self.eval_every} is less than 1")
 
     @property
     def total_steps(self) -> int:
@@ -50,7 +66,12 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step of one job. Losses per label token, `seconds` of the device."""
+    """One optimizer step of one job.
+
+    `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
+    the clipping, `tokens` are label tokens, `input_tokens` all tokens without padding, `seconds`
+    wall time of this step with its validation. With an `error` the step changed nothing.
+    """
 
     job_id: str
     step: int

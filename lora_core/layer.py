@@ -5,6 +5,7 @@
 
 B rows, T tokens, D width in, O width out, R rank. Masters A and B are float32; the product runs
 in the base's dtype. Which slot is at work stands in the `Focus` all layers of a model share.
+Putting layers into a model is `inject.py`'s, folding them into weights `merge.py`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import rng
+from lora_core.errors import SpecError
 from lora_core.spec import AdapterSpec
 
 
 @dataclass
 class Focus:
-    """Which slot is at work, and for dropout the int64 key [B] of each row of the batch."""
+    """Which slot is at work, which is folded into the weights, and for dropout the int64 key [B]
+    of each row of the batch; without keys there is no dropout."""
 
     slot: str | None = None
     row_keys: Tensor | None = None
+    merged: str | None = None
 
 
 class LoraLinear(nn.Module):
@@ -54,7 +58,8 @@ class LoraLinear(nn.Module):
         return weight
 
     def add(self, slot: str, spec: AdapterSpec) -> None:
-        """Put an adapter into a slot: Kaiming-uniform A (a = sqrt 5), zero B."""
+        """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5), zero B [O, R], both
+        float32; A depends on (spec.seed, the layer's name) alone."""
         device = self.weight.device
         bound = 1.0 / math.sqrt(self.in_features)
         drawn = rng.uniform(("init", spec.seed, self.name), (spec.r, self.in_features))
@@ -69,11 +74,12 @@ class LoraLinear(nn.Module):
             del self.lora_A[slot], self.lora_B[slot], self.specs[slot]
 
     def delta(self, slot: str) -> Tensor:
-        """scaling * B A in the layout of the base's weight, float32."""
+        """scaling * B A in the layout of the base's weight ([O, D], Conv1D [D, O]), float32."""
         product: Tensor = self.specs[slot].scaling * (self.lora_B[slot] @ self.lora_A[slot])
         return product.T if self.transposed else product
 
     def forward(self, x: Tensor) -> Tensor:
+        """base(x) + scaling * (drop(x) A^T) B^T; x [..., D] to [..., O]."""
         y: Tensor = self.base(x)
         slot = self.focus.slot
         if slot is None or slot not in self.specs:
@@ -87,9 +93,11 @@ class LoraLinear(nn.Module):
     def _drop(self, x: Tensor, rate: float, row_keys: Tensor) -> Tensor:
         """Dropout whose mask depends on (seed, step, layer, sequence, position) only.
 
-        x [B, T, D]; row_keys [B] int64.
+        x [B, T, D], or [B T, D] with the rows of a sequence side by side; row_keys [B] int64.
+        Raises: SpecError for an input that is not made of whole sequences.
         """
-        rows, tokens, width = x.shape
+        if x.numel() % (len(row_keys) * self.in_features):
+            raise SpecError(f"{self.name} cannot have dropout: its input is not one row per token")
         seeds = rng.mix(row_keys.to(x.device) ^ self._layer_key)
-        keep = rng.uniform_from(seeds, tokens * width).reshape(rows, tokens, width) >= rate
-        return x * keep.to(x.dtype) / (1.0 - rate)
+        drawn = rng.uniform_from(seeds, x.numel() // len(row_keys))
+        return x * (drawn >= rate).reshape(x.shape).to(x.dtype) / (1.0 - rate)

@@ -1,5 +1,6 @@
 """Cross-entropy of next tokens, on label rows only and in chunks: the logits of the whole batch
-never exist. The head is frozen, so the gradient of the hidden states is made in the forward.
+never exist. The head is frozen, so the gradient of the hidden states is made in the forward and
+the head gets none. Shifting the labels and averaging are the caller's.
 
 N label rows, D width, V vocabulary.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 64
+IGNORED = -100
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -27,7 +29,8 @@ class _TokenLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        gradient = torch.empty_like(hidden)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
         for start in range(0, hidden.shape[0], rows):
             part, target = hidden[start : start + rows], labels[start : start + rows]
             logits = (part @ weight.T).float()
@@ -39,6 +42,8 @@ class _TokenLoss(torch.autograd.Function):
             norm = torch.logsumexp(logits, dim=-1)
             total += (norm - logits[index, target]).sum()
             correct += (logits.argmax(dim=-1) == target).sum()
+            if not wanted:
+                continue
             slope = torch.exp(logits - norm[:, None])
             slope[index, target] -= 1.0
             if softcap is not None:
@@ -56,19 +61,24 @@ class _TokenLoss(torch.autograd.Function):
 
 def token_loss(
     hidden: Tensor,
-    weight: Tensor,
+    head_weight: Tensor,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk: int = CHUNK_ROWS,
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy (float32 scalar) and the number of tokens predicted right.
+    """Summed cross-entropy (float32 scalar) and the number of tokens predicted right (int64).
 
-    hidden [N, D] are the states of label rows only, labels [N] the tokens that follow them,
-    weight [V, D] the frozen head.
+    hidden [..., D] are states and labels [...] the tokens that follow them (shifted already);
+    rows whose label is -100 never reach the head. head_weight [V, D] and bias [V] are frozen.
+    With `softcap` c the logits are c tanh(logits / c). At most `chunk` x V logits exist at once.
     """
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    learn = labels != IGNORED
+    if not bool(learn.all()):
+        hidden, labels = hidden[learn], labels[learn]
     total, correct = _TokenLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, softcap, chunk_rows
+        hidden, head_weight, bias, labels, softcap, chunk
     )
     return total, correct

@@ -11,17 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lora_core.errors import FormatError
-from lora_core.inject import candidates, inject, layers
-from lora_core.layer import LoraLinear
+from lora_core.inject import candidates, eject, focus_of, inject, layers
 from lora_core.spec import AdapterSpec
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_REFUSED = (
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "exclude_modules",
+    "layers_to_transform",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "megatron_config",
+)
+# These start from a changed base, which the folder does not hold.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 def save_adapter(
@@ -32,15 +49,17 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     base_model_name: str | None = None,
 ) -> None:
-    """Write a slot's adapter. `dtype` defaults to the base's: bf16 for a bf16 base.
+    """Write a slot's adapter as PEFT and vLLM load it: A [R, in], B [out, R] per layer.
 
-    Raises: FormatError when no layer has the slot.
+    `dtype` defaults to bf16 for a bf16 base and to float32 for any other. Equal weights give
+    equal bytes. Raises: FormatError when no layer has the slot, OSError.
     """
     hit = {n: layer for n, layer in layers(model).items() if slot in layer.specs}
     if not hit:
         raise FormatError(f"no layer has a slot {slot!r}")
     first = next(iter(hit.values()))
-    chosen = dtype or first.weight.dtype
+    half = first.weight.dtype == torch.bfloat16
+    chosen = dtype or (torch.bfloat16 if half else torch.float32)
     tensors = {}
     for name, layer in sorted(hit.items()):
         for part, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
@@ -49,24 +68,110 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(folder / WEIGHTS))
-    config = _config(model, hit, first.specs[slot], base_model_name)
+    config = to_peft_config(
+        first.specs[slot],
+        target_modules=_shortest(model, set(hit)),
+        base_model_name=base_model_name,
+        fan_in_fan_out=any(layer.transposed for layer in hit.values()),
+    )
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def load_adapter(model: nn.Module, folder: Path | str, slot: str = "default") -> AdapterSpec:
-    """Inject an adapter from its folder, and set it to work.
+    """Inject an adapter, ours or one PEFT saved, from its folder, and set it to work.
 
-    Raises: FormatError for what is missing, pickled or of a kind not supported.
+    Raises: FormatError for what is missing, broken, pickled or of a kind not supported,
+    TargetError and SpecError for one that does not fit the model; then nothing has changed.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise FormatError(f"{folder} has no {CONFIG}")
     if not (folder / WEIGHTS).is_file():
         raise FormatError(f"{folder} has no {WEIGHTS} (pickled weights are refused)")
-    spec = _spec(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    tensors = load_file(str(folder / WEIGHTS))
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / WEIGHTS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FormatError(f"{folder} cannot be read: {error}") from error
+    spec = from_peft_config(config)
+    focus = focus_of(model)
+    before = focus.slot if focus is not None else None
     hit = inject(model, spec, slot)
+    try:
+        _fill(model, hit, slot, tensors)
+    except FormatError:
+        eject(model, slot)
+        if focus is not None:
+            focus.slot = before
+        raise
+    return spec
+
+
+def to_peft_config(
+    spec: AdapterSpec,
+    *,
+    target_modules: list[str] | None = None,
+    base_model_name: str | None = None,
+    fan_in_fan_out: bool = False,
+) -> dict[str, Any]:
+    """The content of `adapter_config.json`. `target_modules` are the names actually reached,
+    which readers other than PEFT want; by default the spec's own."""
+    alpha = float(spec.alpha)
+    wanted = spec.target_modules
+    own = wanted if isinstance(wanted, str) else sorted(wanted)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name,
+        "inference_mode": True,
+        "r": spec.r,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": spec.dropout,
+        "use_rslora": spec.rslora,
+        "use_dora": False,
+        "bias": "none",
+        "lora_bias": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "fan_in_fan_out": fan_in_fan_out,
+        "target_modules": own if target_modules is None else target_modules,
+    }
+
+
+def from_peft_config(config: dict[str, Any]) -> AdapterSpec:
+    """The spec an `adapter_config.json` describes; its seed is not in there and is 0.
+
+    Raises: FormatError for a kind of adapter not supported or fields that are missing,
+    SpecError for values out of range.
+    """
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise FormatError(f"peft_type {kind!r} is not LORA")
+    for key in _REFUSED:
+        if config.get(key):
+            raise FormatError(f"adapters with {key} are not supported")
+    if config.get("bias", "none") != "none":
+        raise FormatError("adapters with biases are not supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
+        raise FormatError(f"adapters with init_lora_weights {start!r} are not supported")
+    try:
+        wanted = config["target_modules"]
+        return AdapterSpec(
+            r=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config.get("lora_dropout") or 0.0),
+            target_modules=wanted if isinstance(wanted, str) else tuple(sorted(wanted)),
+            rslora=bool(config.get("use_rslora", False)),
+        )
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{CONFIG} lacks a usable field: {error}") from error
+
+
+def _fill(model: nn.Module, hit: list[str], slot: str, tensors: dict[str, Tensor]) -> None:
     present = layers(model)
     left = set(tensors)
     with torch.no_grad():
@@ -79,45 +184,11 @@ def load_adapter(model: nn.Module, folder: Path | str, slot: str = "default") ->
                 held[slot].copy_(tensors[key])
                 left.discard(key)
     if left:
-        raise FormatError(f"{WEIGHTS} holds tensors of no target: {sorted(left)[0]}")
-    return spec
+        raise FormatError(f"{WEIGHTS} holds tensors of no target: {min(left)}")
 
 
-def _config(
-    model: nn.Module, hit: dict[str, LoraLinear], spec: AdapterSpec, base_model_name: str | None
-) -> dict[str, Any]:
-    endings = sorted({name.rpartition(".")[2] for name in hit})
-    reached = {n for n in candidates(model) if n.rpartition(".")[2] in endings}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if hasattr(model, "get_output_embeddings") else None,
-        "base_model_name_or_path": base_model_name,
-        "inference_mode": True,
-        "r": spec.r,
-        "lora_alpha": spec.alpha,
-        "lora_dropout": spec.dropout,
-        "use_rslora": spec.rslora,
-        "use_dora": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "fan_in_fan_out": any(layer.transposed for layer in hit.values()),
-        "target_modules": endings if reached == set(hit) else sorted(hit),
-    }
-
-
-def _spec(config: dict[str, Any]) -> AdapterSpec:
-    if config.get("peft_type") != "LORA":
-        raise FormatError(f"peft_type {config.get('peft_type')!r} is not LORA")
-    for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
-        if config.get(key):
-            raise FormatError(f"adapters with {key} are not supported")
-    if config.get("bias", "none") != "none":
-        raise FormatError("adapters with biases are not supported")
-    wanted = config["target_modules"]
-    return AdapterSpec(
-        r=config["r"],
-        alpha=float(config["lora_alpha"]),
-        dropout=float(config.get("lora_dropout") or 0.0),
-        target_modules=wanted if isinstance(wanted, str) else tuple(sorted(wanted)),
-        rslora=bool(config.get("use_rslora", False)),
-    )
+def _shortest(model: nn.Module, hit: set[str]) -> list[str]:
+    """The distinct last parts of the names where these mean the same layers, else full names."""
+    endings = {name.rpartition(".")[2] for name in hit}
+    reached = {name for name in candidates(model) if name.rpartition(".")[2] in endings}
+    return sorted(endings if reached == hit else hit)

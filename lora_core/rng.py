@@ -1,6 +1,6 @@
 """Random numbers by counter: each is a pure function of a key and its index (splitmix64, Steele
 et al., "Fast Splittable Pseudorandom Number Generators", 2014). No generator, no state, no
-dependence on what else draws; equal on every device.
+dependence on what else draws; equal on every device. Not for secrets.
 """
 
 from __future__ import annotations

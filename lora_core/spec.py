@@ -1,4 +1,5 @@
 """What one adapter is: rank, scaling, dropout, where it sits, and the seed it starts from.
+Values only: no weights, no file format.
 
 LoRA: "LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2021), W x + (alpha/r) B A x.
 rsLoRA: "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski, 2023),

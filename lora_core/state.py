@@ -1,11 +1,15 @@
-"""The resumable state of a job: adapter, optimizer moments, step. Safetensors and JSON only."""
+"""The resumable state of a job: adapter, optimizer moments, step, counters.
+
+Safetensors and JSON only. Whether a state fits a job is for `trainer.py` to say.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,17 +21,24 @@ _FACTS = "state.json"
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands after `step`. Tensors are float32, named `<layer>.<A|B>.<w|m|v>`."""
+    """Where a job stands after `step`.
+
+    Tensors are float32, named `<layer>.<A|B>.<w|m|v>` (weight, and the optimizer's mean and mean
+    square of the gradient), A [R, D in], B [D out, R]. Counters are sums since step 1:
+    `tokens` (label tokens) and `input_tokens`.
+    """
 
     step: int
     tensors: dict[str, Tensor]
+    counters: dict[str, int] = field(default_factory=dict)
 
     def save(self, folder: Path | str) -> None:
-        """Write both files into `folder`."""
+        """Write `state.safetensors`, then `state.json`, into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, str(folder / _TENSORS))
-        (folder / _FACTS).write_text(json.dumps({"step": self.step}) + "\n", encoding="utf-8")
+        facts = {"step": self.step, "counters": self.counters}
+        (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path | str) -> State:
@@ -35,6 +46,8 @@ class State:
         folder = Path(folder)
         try:
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-            return cls(int(facts["step"]), load_file(str(folder / _TENSORS)))
-        except (OSError, KeyError, ValueError) as error:
+            step = int(facts["step"])
+            counters = {str(k): int(v) for k, v in facts.get("counters", {}).items()}
+            return cls(step, load_file(str(folder / _TENSORS)), counters)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise FormatError(f"{folder} holds no usable state: {error}") from error

@@ -59,7 +59,39 @@ def test_a_rank_larger_than_the_layer_is_refused_and_nothing_changed():
     assert not layers(model)
 
 
-@pytest.mark.parametrize("bad", [{"r": 0}, {"dropout": 1.0}, {"alpha": 0}, {"target_modules": ()}])
-def test_specs_that_cannot_be(bad):
-    with pytest.raises(SpecError):
-        AdapterSpec(**bad)
+def test_a_tuple_takes_names_and_endings_and_a_string_is_a_regular_expression():
+    model = tiny("llama")
+    of = lambda wanted: targets(model, AdapterSpec(r=2, target_modules=wanted))  # noqa: E731
+    q = [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
+    assert of(("q_proj",)) == q
+    assert of((q[1],)) == of(r"model\.layers\.1\..*q_proj") == q[1:]
+    with pytest.raises(TargetError, match="match no layer"):
+        of(("_proj",))
+    with pytest.raises(TargetError, match="match no layer"):
+        of("q_proj")
+    with pytest.raises(TargetError, match="not a regular expression"):
+        of("(")
+
+
+def test_the_output_head_is_refused_by_name():
+    with pytest.raises(TargetError, match="output head 'lm_head'"):
+        targets(tiny("llama"), AdapterSpec(r=2, target_modules=("q_proj", "lm_head")))
+
+
+def test_slots_are_taken_once_and_only_those_there_are_can_be_set_to_work():
+    model = tiny("llama")
+    with pytest.raises(SpecError, match="no layer has a slot 'default'"):
+        activate(model, "default")
+    inject(model, AdapterSpec(r=2))
+    with pytest.raises(SpecError, match="taken"):
+        inject(model, AdapterSpec(r=2))
+    with pytest.raises(SpecError, match="no layer has a slot 'other'"):
+        activate(model, "other")
+
+
+def test_any_module_will_do():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert inject(model, AdapterSpec(r=1)) == ["0", "2"]
+    assert model(torch.ones(5, 4)).shape == (5, 2)
+    eject(model)
+    assert [type(m) for m in model] == [nn.Linear, nn.ReLU, nn.Linear]

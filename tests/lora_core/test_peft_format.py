@@ -7,7 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_core import AdapterSpec, FormatError, inject, load_adapter, save_adapter
+from lora_core import (
+    AdapterSpec,
+    FormatError,
+    activate,
+    from_peft_config,
+    inject,
+    load_adapter,
+    save_adapter,
+    to_peft_config,
+    weights_digest,
+)
 from lora_core.inject import layers
 from tests.lora_core.models import KINDS, VOCAB, tiny
 
@@ -79,6 +89,12 @@ def test_a_regular_expression_names_its_layers_exactly(tmp_path):
         ({"bias": "all"}, "biases"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"r": None}, "lacks a usable field"),
+        ({"r": 3}, r"lora_A.weight of shape \(3, 32\)"),
+        ({"target_modules": ["q_proj"]}, "tensors of no target"),
     ],
 )
 def test_what_is_not_supported_is_refused(change, words, tmp_path):
@@ -98,3 +114,80 @@ def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FormatError, match="pickled"):
         load_adapter(tiny("llama"), tmp_path)
+
+
+def test_what_cannot_be_loaded_leaves_the_model_as_it_was(tmp_path):
+    model = tiny("llama")
+    inject(model, AdapterSpec(r=2), "mine")
+    randomise(model, "mine")
+    save_adapter(model, tmp_path, slot="mine")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))
+    before, digest = logits(model), weights_digest(model)
+    with pytest.raises(FormatError):
+        load_adapter(model, tmp_path, "theirs")
+    assert torch.equal(logits(model), before)
+    assert weights_digest(model) == digest
+    assert all(list(layer.specs) == ["mine"] for layer in layers(model).values())
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(FormatError, match="cannot be read"):
+        load_adapter(model, tmp_path, "theirs")
+
+
+def test_two_adapters_on_one_base(tmp_path):
+    for seed in (1, 2):
+        made = tiny("llama")
+        inject(made, AdapterSpec(r=2, seed=seed))
+        randomise(made)
+        save_adapter(made, tmp_path / str(seed))
+    both = tiny("llama")
+    for seed in (1, 2):
+        load_adapter(both, tmp_path / str(seed), slot=str(seed))
+    for seed in (1, 2):
+        alone = tiny("llama")
+        load_adapter(alone, tmp_path / str(seed))
+        activate(both, str(seed))
+        assert torch.equal(logits(both), logits(alone))
+
+
+def test_equal_weights_are_equal_bytes_whatever_the_slot_is_called(tmp_path):
+    for slot in ("a", "b"):
+        model = tiny("llama")
+        inject(model, AdapterSpec(r=2, seed=4), slot)
+        save_adapter(model, tmp_path / slot, slot=slot, base_model_name=f"base-{slot}")
+    a, b = ((tmp_path / slot / "adapter_model.safetensors").read_bytes() for slot in "ab")
+    assert a == b
+    assert b"__metadata__" not in a
+
+
+def test_a_half_precision_base_that_is_not_bf16_saves_fp32(tmp_path):
+    model = tiny("llama", torch.float16)
+    inject(model, AdapterSpec(r=2))
+    save_adapter(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+def test_the_config_goes_there_and_back():
+    spec = AdapterSpec(r=4, alpha=6, dropout=0.1, target_modules=("k_proj", "q_proj"), rslora=True)
+    config = to_peft_config(spec, base_model_name="b", fan_in_fan_out=True)
+    assert from_peft_config(config) == spec
+    assert config["lora_alpha"] == 6
+    assert isinstance(config["lora_alpha"], int)
+    read = peft.LoraConfig.from_peft_type(**config)
+    assert read.target_modules == {"k_proj", "q_proj"}
+    assert (read.base_model_name_or_path, read.fan_in_fan_out, read.use_rslora) == ("b", True, True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_all_linear_is_written_as_the_endings_it_reached(kind, tmp_path):
+    model = tiny(kind)
+    inject(model, AdapterSpec(r=2))
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    expected = {
+        "llama": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+        "gpt2": ["c_attn", "c_fc", "c_proj"],
+    }[kind]
+    assert config["target_modules"] == expected
+    assert config["fan_in_fan_out"] is (kind == "gpt2")

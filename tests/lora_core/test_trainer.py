@@ -1,13 +1,23 @@
 """The trainer against PEFT with torch's AdamW, and against itself alone, beside others, resumed."""
 
 import hashlib
+import threading
 
 import peft
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_core import DivergedError, Examples, SpecError, State, Trainer, weights_digest
+from lora_core import (
+    DivergedError,
+    Examples,
+    SpecError,
+    State,
+    Trainer,
+    load_adapter,
+    permutation,
+    weights_digest,
+)
 from lora_core.examples import batch
 from lora_core.inject import layers
 from tests.lora_core.models import KINDS, examples, job, tiny
@@ -29,7 +39,7 @@ def finish(trainer, name, folder):
 
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fifty_steps_equal_peft_and_adamw(kind, rslora):
+def test_fifty_steps_equal_peft_and_adamw(kind, rslora, one_thread):
     mine = job("j", 3, epochs=17, spec_rslora=rslora, max_grad_norm=0.5, weight_decay=0.01)
     trainer = Trainer(tiny(kind), slots=1)
     trainer.join(mine)
@@ -80,19 +90,20 @@ def test_neighbours_and_a_resume_change_no_bit(dtype, tmp_path):
     rest, digest = finish(crowd, "mine", tmp_path / "crowd")
     assert (first + rest, digest) == expected
 
+    stop = 1 + permutation(("stop", str(dtype)), mine.total_steps - 1)[0]
     halfway = Trainer(tiny("llama", dtype), slots=2)
     halfway.join(mine)
-    for _ in range(4):
+    for _ in range(stop):
         halfway.step()
     halfway.state("mine").save(tmp_path / "state")
     again = Trainer(tiny("llama", dtype), slots=3)
     again.join(job("other", 9))
     again.join(mine, State.load(tmp_path / "state"))
     losses, digest = finish(again, "mine", tmp_path / "again")
-    assert (expected[0][4:], expected[1]) == (losses, digest)
+    assert (expected[0][stop:], expected[1]) == (losses, digest)
 
 
-def test_the_base_is_untouched_and_the_loss_falls(tmp_path):
+def test_the_base_is_untouched_and_the_loss_falls(tmp_path, one_thread):
     model = tiny("gemma3")
     before = weights_digest(model)
     trainer = Trainer(model, slots=1)
@@ -103,15 +114,7 @@ def test_the_base_is_untouched_and_the_loss_falls(tmp_path):
     assert not layers(model)
 
 
-def test_a_digest_notices_a_changed_weight():
-    model = tiny("llama")
-    before = weights_digest(model)
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
-    assert weights_digest(model) != before
-
-
-def test_a_job_that_diverges_fails_alone(tmp_path):
+def test_a_job_that_diverges_fails_alone(tmp_path, one_thread):
     mine = job("mine", 1)
     alone = Trainer(tiny("llama"), slots=1)
     alone.join(mine)
@@ -124,12 +127,15 @@ def test_a_job_that_diverges_fails_alone(tmp_path):
     wild = next(r for r in trainer.step() if r.job_id == "wild")
     assert isinstance(wild.error, DivergedError)
     assert wild.error.step == 1
+    assert not wild.finished
+    assert [r.job_id for r in trainer.step()] == ["mine"]
+    assert trainer.state("wild").step == 0
     trainer.leave("wild")
     losses, digest = finish(trainer, "mine", tmp_path / "beside")
-    assert (losses, digest) == (expected[0][1:], expected[1])
+    assert (losses, digest) == (expected[0][2:], expected[1])
 
 
-def test_micro_batches_keep_the_loss():
+def test_micro_batches_keep_the_loss(one_thread):
     whole, split = (Trainer(tiny("llama"), slots=1, token_budget=b) for b in (4096, 24))
     for trainer in (whole, split):
         trainer.join(job("j", 5, spec_dropout=0.2))
@@ -137,7 +143,7 @@ def test_micro_batches_keep_the_loss():
         assert whole.step()[0].loss == pytest.approx(split.step()[0].loss, rel=1e-4)
 
 
-def test_evaluation_of_the_bare_base_and_at_the_end():
+def test_evaluation_of_the_bare_base_and_at_the_end(one_thread):
     trainer = Trainer(tiny("llama"), slots=1)
     held = examples(77, count=5)
     bare = trainer.evaluate(None, held)
@@ -146,14 +152,69 @@ def test_evaluation_of_the_bare_base_and_at_the_end():
     assert [r.validation_loss is not None for r in reports] == [False, True, True]
     assert trainer.evaluate(None, held) == bare
     assert reports[-1].validation_loss != bare[0]
+    own = (reports[-1].validation_loss, reports[-1].validation_accuracy)
+    assert trainer.evaluate("j") == trainer.evaluate_examples(0, held) == own
+    assert trainer.evaluate_examples(None, held) == bare
+    with pytest.raises(SpecError, match="no examples"):
+        trainer.evaluate(None)
+    with pytest.raises(SpecError, match="no layer has a slot 'slot3'"):
+        trainer.evaluate_examples(3, held)
 
 
-def test_slots_run_out_and_unknown_jobs_are_named():
+def test_slots_run_out_and_unknown_jobs_are_named(one_thread):
     trainer = Trainer(tiny("llama"), slots=1)
     trainer.join(job("a", 1))
     with pytest.raises(SpecError, match="all 1 slots"):
         trainer.join(job("b", 2))
     with pytest.raises(SpecError, match="no slot"):
         trainer.leave("b")
-    with pytest.raises(SpecError, match="without examples"):
-        job("c", 1, examples=Examples.of([]))
+    with pytest.raises(SpecError, match="in a slot already"):
+        trainer.join(job("a", 1))
+    assert [trainer.step()[0].epoch for _ in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert trainer.step() == []
+
+
+def test_an_adapter_loaded_by_name_evaluates_as_it_did_in_its_job(tmp_path, one_thread):
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(job("j", 1, validation=examples(77, count=5)))
+    finish(trainer, "j", tmp_path)
+    trainer.join(job("j", 1, validation=examples(77, count=5)))
+    while not (report := trainer.step()[0]).finished:
+        pass
+    model = tiny("llama")
+    load_adapter(model, tmp_path, slot="mine")
+    again = Trainer(model, slots=1)
+    assert again.evaluate_slot("mine", examples(77, count=5))[0] == report.validation_loss
+    assert again.evaluate_slot(None, examples(77, count=5))[0] != report.validation_loss
+
+
+def test_a_batch_without_labels_is_a_step_without_gradient(one_thread):
+    silent = Examples.of([([1, 5, 6], [False] * 3), ([1, 7], [True, False])])
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(job("j", 1, examples=silent, epochs=1))
+    before = trainer.state("j").tensors
+    report = trainer.step()[0]
+    assert (report.loss, report.tokens, report.input_tokens) == (0.0, 0, 5)
+    assert (report.grad_norm, report.error, report.finished) == (0.0, None, True)
+    assert all(torch.equal(before[n], t) for n, t in trainer.state("j").tensors.items())
+
+
+def test_join_and_leave_wait_for_the_end_of_a_step():
+    trainer = Trainer(tiny("llama"), slots=2)
+    trainer.join(job("a", 1, epochs=30))
+    inside, done, seen = threading.Event(), threading.Event(), []
+    forward = trainer._forward
+
+    def slow(rows):
+        inside.set()
+        done.wait(0.2)
+        seen.append(sorted(layers(trainer.model)["model.layers.0.mlp.up_proj"].specs))
+        return forward(rows)
+
+    trainer._forward = slow
+    other = threading.Thread(target=lambda: (inside.wait(), trainer.join(job("b", 2)), done.set()))
+    other.start()
+    trainer.step()
+    other.join()
+    assert seen == [["slot0"]]
+    assert {r.job_id for r in trainer.step()} == {"a", "b"}
