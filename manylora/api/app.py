@@ -1,28 +1,24 @@
-"""The API's process: the app, its middleware, and how it is served."""
+"""The API's process: the app put together, and how it is served."""
 
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
-from manylora import __version__, keys
+from manylora import __version__
 from manylora.api import problems
 from manylora.api.context import Context
+from manylora.api.middleware import Around
 from manylora.api.routes import adapters, bases, files, health, jobs, models
 from manylora.errors import UnavailableError
 from manylora.ledger.database import Database
 from manylora.logs import configure
 from manylora.settings import Settings
 from manylora.storage.store import Store
-
-log = structlog.get_logger(__name__)
-_JSON_BYTES = 1 << 20
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -40,33 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (health, files, jobs, models, bases, adapters):
         app.include_router(part.router)
 
-    @app.middleware("http")
-    async def around(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """A request id in and out, a bound on JSON bodies, one log line without the query."""
-        given = request.headers.get("x-request-id", "")
-        request_id = given if given.isalnum() and len(given) <= 64 else keys.request_id()
-        began = time.perf_counter()
-        length = request.headers.get("content-length", "0")
-        multipart = request.headers.get("content-type", "").startswith("multipart/")
-        if not multipart and (not length.isdigit() or int(length) > _JSON_BYTES):
-            response: Response = problems.answer(
-                413, f"the body is larger than {_JSON_BYTES} bytes", code="body_too_large"
-            )
-        else:
-            response = await call_next(request)
-        response.headers["x-request-id"] = request_id
-        log.info(
-            "request",
-            method=request.method,
-            path=request.url.path,
-            status=response.status_code,
-            ms=round((time.perf_counter() - began) * 1000, 1),
-            request_id=request_id,
-        )
-        return response
-
+    app.add_middleware(Around, max_file_bytes=settings.max_file_bytes)
     return app
 
 

@@ -8,11 +8,20 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from manylora.errors import AuthError, ManyloraError, QuotaError, UnavailableError
 
 log = structlog.get_logger(__name__)
+
+
+class TooLargeError(HTTPException):
+    """A body over its bound; an HTTPException, for FastAPI lets no other pass while it reads."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(status, message)
+        self.code = code
 
 
 def answer(
@@ -27,10 +36,24 @@ def answer(
 ) -> JSONResponse:
     """One error; `hint` and `details` ride beside the four keys of OpenAI."""
     kind = "invalid_request_error" if status < 500 else "server_error"
+    # A lone surrogate in what a client sent, quoted back, cannot be written as UTF-8.
+    message = message.encode("utf-8", "backslashreplace").decode()
+    param = param and param.encode("utf-8", "backslashreplace").decode()
     error = {"message": message, "type": kind, "param": param, "code": code}
     more = {"hint": hint, "details": details}
     body = {"error": error | {k: v for k, v in more.items() if v is not None}}
     return JSONResponse(body, status, headers=headers)
+
+
+def from_http(error: HTTPException) -> JSONResponse:
+    """The answer to an error of the web framework: no such URL, wrong method, unreadable body."""
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    param = None
+    if isinstance(error, TooLargeError):
+        code = error.code
+        param = "file" if code == "file_too_large" else None
+    headers = dict(error.headers) if error.headers else None
+    return answer(error.status_code, str(error.detail), code=code, param=param, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -44,8 +67,11 @@ def install(app: FastAPI) -> None:
             headers["x-should-retry"] = "false"
         if isinstance(error, UnavailableError):
             headers["Retry-After"] = "2"
-        if isinstance(error, AuthError) and error.error_code == "insufficient_permissions":
-            status = 403
+        if isinstance(error, AuthError):
+            if error.error_code == "insufficient_permissions":
+                status = 403
+            else:
+                headers["WWW-Authenticate"] = "Bearer"
         # Clients that know only OpenAI's four keys must see the hint, too.
         return answer(
             status,
@@ -66,10 +92,23 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        return answer(error.status_code, str(error.detail), code=code)
+        return from_http(error)
+
+    @app.exception_handler(DataError)
+    def unstorable(_: Request, __: DataError) -> JSONResponse:
+        return answer(
+            400,
+            "a value holds what cannot be stored: a NUL, or a number too large",
+            code="invalid_request",
+        )
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("api.unexpected", path=request.url.path, exc_info=error)
-        return answer(500, "the server made a mistake; it is in its log", code="internal_error")
+        # This answer is made outside the middleware: the id must be put on it here.
+        return answer(
+            500,
+            "the server made a mistake; it is in its log",
+            code="internal_error",
+            headers={"x-request-id": request.scope["state"]["request_id"]},
+        )

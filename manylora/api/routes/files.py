@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse
+from starlette.datastructures import FormData, UploadFile
 
 from manylora import keys
-from manylora.api import wire
+from manylora.api import lookups, wire
 from manylora.api.context import Parts, Tenant
 from manylora.errors import DatasetError, UsageError
 from manylora.ledger import files
@@ -20,11 +22,21 @@ router = APIRouter(prefix="/v1/files")
 _CHUNK = 1 << 20
 
 
+async def _form(request: Request, _: Tenant) -> AsyncIterator[FormData]:
+    """The form, read only once the key is known to be good: a stranger's bytes fill no disk."""
+    async with request.form(max_files=1, max_fields=10) as form:
+        yield form
+
+
 @router.post("")
 def upload(
-    parts: Parts, caller: Tenant, file: UploadFile, purpose: Annotated[str, Form()]
+    parts: Parts, caller: Tenant, form: Annotated[FormData, Depends(_form)]
 ) -> dict[str, Any]:
     """Store a dataset under its digest, then record it. Sending it again is harmless."""
+    purpose, file = form.get("purpose"), form.get("file")
+    if not isinstance(file, UploadFile):
+        raise UsageError("file: a file is required", param="file")
+    name = Path((file.filename or "").replace("\0", "")).name[:255] or "dataset.jsonl"
     if purpose != "fine-tune":
         raise UsageError(f"purpose {purpose!r} is not supported", hint="fine-tune", param="purpose")
     digest, size = hashlib.sha256(), 0
@@ -46,16 +58,20 @@ def upload(
         key = keys.dataset_key(str(caller.tenant_id), digest.hexdigest())
         if parts.store.size(key) != size:
             parts.store.put_file(key, path)
-    with parts.database.transaction() as tx:
-        row = files.add(
-            tx,
-            caller.tenant_id,
-            filename=Path(file.filename or "dataset.jsonl").name[:255],
-            purpose=purpose,
-            size=size,
-            sha256=digest.hexdigest(),
-        )
-        return wire.file(row)
+        with parts.database.transaction() as tx:
+            # Whoever deletes the last file with these bytes holds this, too.
+            lookups.lock(tx, key)
+            if parts.store.size(key) != size:
+                parts.store.put_file(key, path)
+            row = files.add(
+                tx,
+                caller.tenant_id,
+                filename=name,
+                purpose=purpose,
+                size=size,
+                sha256=digest.hexdigest(),
+            )
+            return wire.file(row)
 
 
 @router.get("")
@@ -102,5 +118,9 @@ def delete(parts: Parts, caller: Tenant, file_id: str) -> dict[str, Any]:
     with parts.database.transaction() as tx:
         row, alone = files.delete(tx, caller.tenant_id, file_id)
     if alone:
-        parts.store.delete(keys.dataset_key(str(caller.tenant_id), row.sha256))
+        key = keys.dataset_key(str(caller.tenant_id), row.sha256)
+        with parts.database.transaction() as tx:
+            lookups.lock(tx, key)
+            if not lookups.bytes_needed(tx, caller.tenant_id, row.sha256):
+                parts.store.delete(key)
     return {"id": file_id, "object": "file", "deleted": True}

@@ -20,6 +20,7 @@ from manylora.ledger.tables import Job
 
 router = APIRouter()
 _TICK_AGE = 30.0
+_WAITING = ("validating_files", "queued", "dispatched", "running")
 
 
 @router.get("/healthz")
@@ -82,7 +83,7 @@ def status(parts: Parts, _: Tenant) -> dict[str, Any]:
             .where(Job.state.not_in([s.value for s in FINAL]))
             .group_by(Job.state)
         )
-        queue = dict(counts.tuples().all())
+        queue = dict.fromkeys(_WAITING, 0) | {state: count for state, count in counts}
         alive = workers.alive(tx, within_seconds=parts.settings.lease_seconds)
         busy = workers.busy(tx)
         now = tx.scalar(select(func.clock_timestamp())) or dt.datetime.now(dt.UTC)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
 from manylora import hyperparameters
-from manylora.api import wire
+from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
 from manylora.errors import BadSpecError, UsageError
 from manylora.ledger import adapters, bases, events, files, jobs
 from manylora.ledger.tables import Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
+_REPEAT = re.compile(r"[1-9][0-9]{0,3}")
 
 
 class Create(BaseModel):
@@ -35,6 +38,13 @@ class Create(BaseModel):
     method: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None
     priority: int = Field(0, ge=-100, le=100)
+
+    @field_validator("method", "hyperparameters")
+    @classmethod
+    def _text(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse lone surrogates, which neither msgspec nor PostgreSQL can hold."""
+        json.dumps(value, ensure_ascii=False).encode()  # a UnicodeError is a ValueError: a 400
+        return value
 
     def asked(self) -> dict[str, Any]:
         """The hyperparameters, wherever the client put them. Raises: UsageError."""
@@ -65,14 +75,24 @@ def create(
     caller: Tenant,
     body: Create,
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    x_stainless_retry_count: Annotated[str, Header()] = "0",
 ) -> dict[str, Any]:
     """Record a wish for an adapter.
 
-    The client never sends an idempotency key of its own and repeats a request that timed out:
-    give one with `extra_headers` to be sure of one job.
+    The openai client sends no idempotency key and repeats a request that timed out, saying so:
+    such a repeat is answered with the job its first try made. Any client may send an
+    `Idempotency-Key`.
     """
     asked = body.asked()
+    digest = lookups.body_digest(body.model_dump())
     with parts.database.transaction() as tx:
+        if idempotency_key is None:
+            # The first try may still be at work: its job is to be seen before one is made.
+            lookups.lock(tx, caller.tenant_id, digest)
+            again = _REPEAT.fullmatch(x_stainless_retry_count) is not None
+            first = lookups.made_before(tx, caller.tenant_id, digest) if again else None
+            if first is not None:
+                return _show(tx, first, caller.tenant, parts)
         base = bases.get(tx, body.model)
         resolved = hyperparameters.resolve(
             hyperparameters.parse(asked), hidden_size=base.hidden_size
@@ -96,7 +116,7 @@ def create(
             validation_file=body.validation_file,
             suffix=body.suffix,
             seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
-            asked=asked,
+            asked=asked | {lookups.BODY: digest},
             hyperparameters=resolved.as_json(),
             job_metadata=body.metadata,
             priority=body.priority,
@@ -117,14 +137,18 @@ def page(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """The tenant's jobs, newest first; `metadata[key]=value` filters."""
+    """The tenant's jobs, newest first; `metadata[key]=value` filters, `metadata=null` takes those
+    that have none."""
     wanted = {
         key[len("metadata[") : -1]: value
         for key, value in request.query_params.items()
         if key.startswith("metadata[") and key.endswith("]")
     }
     with parts.database.transaction() as tx:
-        rows, more = jobs.page(tx, caller.tenant_id, after=after, limit=limit, metadata=wanted)
+        if request.query_params.get("metadata") == "null":
+            rows, more = lookups.without_metadata(tx, caller.tenant_id, after=after, limit=limit)
+        else:
+            rows, more = jobs.page(tx, caller.tenant_id, after=after, limit=limit, metadata=wanted)
         return wire.listing(rows, more, lambda row: _show(tx, row, caller.tenant, parts))
 
 

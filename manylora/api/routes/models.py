@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from manylora.api import wire
 from manylora.api.context import Parts, Tenant
-from manylora.errors import UnknownBaseError
+from manylora.errors import NotFoundError, UnknownBaseError
 from manylora.ledger import adapters, bases
 
 router = APIRouter(prefix="/v1/models")
@@ -34,6 +34,7 @@ def get(parts: Parts, caller: Tenant, name: str) -> dict[str, Any]:
         try:
             base = bases.get(tx, name)
         except UnknownBaseError as error:
-            error.http_status = 404  # type: ignore[misc]
-            raise
+            raise NotFoundError(
+                error.message, hint=error.hint, param="model", code=error.error_code
+            ) from error
         return wire.model(base.name, base.created_at, "operator")
