@@ -1,25 +1,20 @@
-"""The stack's secrets and ports: made once, kept in files of mode 600 below the home."""
+"""The stack's secrets and ports: made once, kept in files below the home.
+
+Every file with a secret has mode 600; no secret is ever in a command line or a log.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import Any
 
 from manylora.local import seaweed
-from manylora.local.ports import LOOPBACK, free_ports, is_free
+from manylora.local.files import write_private
+from manylora.local.ports import LOOPBACK, free_ports, is_free, require_free
 from manylora.local.postgres import APP, OWNER
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Write a file only its owner may read, all or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(text)
-    os.replace(part, path)
+from manylora.settings import Settings
 
 
 def secrets_of(home: Path) -> dict[str, str]:
@@ -30,37 +25,43 @@ def secrets_of(home: Path) -> dict[str, str]:
         return kept
     made = {name: secrets.token_hex(16) for name in ("postgres", OWNER, APP, "valkey", "s3")}
     made |= {"s3_access": secrets.token_hex(10), "pepper": secrets.token_hex(32)}
-    write_secret(path, json.dumps(made))
+    write_private(path, json.dumps(made))
     return made
 
 
 def remember(home: Path, **more: str) -> None:
     """Add to the stack's secrets."""
-    write_secret(home / "credentials.json", json.dumps(secrets_of(home) | more))
+    write_private(home / "credentials.json", json.dumps(secrets_of(home) | more))
 
 
 def ports_of(home: Path, api_port: int) -> dict[str, Any]:
-    """Last time's ports while they are free, else new ones; `api_port` for the API if free."""
+    """Last time's ports while they are free, else new ones; `api_port` for the API.
+
+    Raises: StackError when `api_port` was chosen by somebody (it is neither the default nor last
+    time's) and is taken.
+    """
     path = home / "ports.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        every = [kept["api"], kept["postgres"], kept["valkey"], *kept["seaweed"]]
-        if all(is_free(port) for port in every):
-            return kept
-    found = free_ports(3 + seaweed.PORTS)
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    chosen = api_port not in (0, Settings.model_fields["api_port"].default, kept.get("api"))
+    spare = iter(free_ports(3 + seaweed.PORTS))
+
+    def still(port: int | None) -> int:
+        return port if port and is_free(port) else next(spare)
+
+    last = [*kept.get("seaweed", []), *[None] * seaweed.PORTS][: seaweed.PORTS]
     made = {
-        "api": api_port if is_free(api_port) else found[0],
-        "postgres": found[1],
-        "valkey": found[2],
-        "seaweed": found[3:],
+        "api": require_free(api_port) if chosen else still(api_port or kept.get("api")),
+        "postgres": still(kept.get("postgres")),
+        "valkey": still(kept.get("valkey")),
+        "seaweed": [still(port) for port in last],
     }
-    path.write_text(json.dumps(made), encoding="utf-8")
+    write_private(path, json.dumps(made))
     return made
 
 
 def write_env(path: Path, values: dict[str, str]) -> None:
     """Plain KEY=value lines, mode 600."""
-    write_secret(path, "".join(f"{key}={value}\n" for key, value in values.items()))
+    write_private(path, "".join(f"{key}={value}\n" for key, value in values.items()))
 
 
 def client_env(port: int, key: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ports on the loopback address."""
+"""Ports on the loopback address: finding free ones, refusing taken ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LOOPBACK = "127.0.0.1"
 
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on right now, all different."""
-    held = []
+    held: list[socket.socket] = []
     try:
         for _ in range(count):
             one = socket.socket()
-            one.bind((LOOPBACK, 0))
             held.append(one)
+            one.bind((LOOPBACK, 0))
         return [one.getsockname()[1] for one in held]
     finally:
         for one in held:

@@ -1,30 +1,27 @@
 """The embedded PostgreSQL: made once, started on a loopback port with passwords.
 
-PostgreSQL refuses to run as root. As root it runs as a system user of its own, which cannot look
-into a home below /root: program and data then live under /var/lib, and `postgres.path` in the
-home says where.
+Where it lives and whom it runs as when we are root is in system_user.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import pwd
 import shutil
 import signal
-import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import sql
 
 from manylora.errors import StackError
+from manylora.local import system_user
 from manylora.local.ports import LOOPBACK
 
 OWNER, APP, DATABASE = "manylora_owner", "manylora_app", "manylora"
-_SYSTEM_USER = "manylora_postgres"
 
 
 class Postgres:
@@ -32,12 +29,13 @@ class Postgres:
 
     name = "postgres"
     stop_signal = signal.SIGINT  # "fast shutdown"
+    cwd = Path("/")
 
     def __init__(self, home: Path, port: int, passwords: dict[str, str]) -> None:
         self.home = home
         self.port = port
         self._passwords = passwords
-        self.user = _SYSTEM_USER if os.geteuid() == 0 else None
+        self.user: str | None = None
         self.data = home / "postgres"
         self._program = Path()
 
@@ -53,33 +51,33 @@ class Postgres:
             )
         package = Path(found.origin).parent
         self._program = package / "pginstall"
-        if self.user is not None:
-            self._as_root(package)
+        if os.geteuid() == 0:
+            self.user = system_user.system_user()
+            self.data = system_user.data_for(self.user, self.home)
+            if (self.data / "PG_VERSION").exists() and self.data.stat().st_uid != 0:
+                self.user = pwd.getpwuid(self.data.stat().st_uid).pw_name
+            self._program = system_user.program_for(self.user, package)
         if not (self.data / "PG_VERSION").exists():
             self._initdb()
+        self._forget_dead_server()
 
     def argv(self) -> list[str]:
         """The server's command line; no secret in it."""
-        return [
-            str(self._program / "bin" / "postgres"),
-            "-D",
-            str(self.data),
-            "-p",
-            str(self.port),
-            "-c",
-            f"listen_addresses={LOOPBACK}",
-            "-c",
-            "unix_socket_directories=",
-            "-c",
-            "max_connections=200",
-        ]
+        settings = {
+            "listen_addresses": LOOPBACK,
+            "port": str(self.port),
+            "unix_socket_directories": "",  # a socket's path may have 107 bytes, a home's more
+            "max_connections": "200",
+        }
+        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return [str(self._program / "bin" / "postgres"), "-D", str(self.data), *flags]
 
     def ready(self) -> bool:
         """Whether a query goes through."""
         try:
             with self._connect() as connection:
                 connection.execute("SELECT 1")
-        except psycopg.OperationalError:
+        except psycopg.Error:
             return False
         return True
 
@@ -113,63 +111,45 @@ class Postgres:
             user="postgres",
             password=self._passwords["postgres"],
             dbname="postgres",
+            sslmode="disable",
             connect_timeout=5,
             autocommit=True,
         )
 
-    def _as_root(self, package: Path) -> None:
-        try:
-            pwd.getpwnam(_SYSTEM_USER)
-        except KeyError:
-            subprocess.run(
-                ["useradd", "--system", "--no-create-home", "--home-dir", "/", _SYSTEM_USER],
-                check=True,
-                capture_output=True,
-            )
-        shared = Path("/var/lib/manylora")
-        shared.mkdir(mode=0o755, exist_ok=True)
-        tag = hashlib.sha256(str(package).encode()).hexdigest()[:12]
-        program = shared / f"program-{tag}"
-        if not (program / "done").exists():
-            shutil.rmtree(program, ignore_errors=True)
-            shutil.copytree(package, program / package.name, symlinks=True)
-            libraries = package.with_name(f"{package.name}.libs")
-            if libraries.is_dir():
-                shutil.copytree(libraries, program / libraries.name, symlinks=True)
-            subprocess.run(["chmod", "-R", "a+rX", str(program)], check=True)
-            (program / "done").touch()
-        self._program = program / package.name / "pginstall"
-        pointer = self.home / "postgres.path"
-        if pointer.exists() and Path(pointer.read_text(encoding="utf-8")).is_dir():
-            self.data = Path(pointer.read_text(encoding="utf-8"))
-        else:
-            self.data = Path(tempfile.mkdtemp(prefix="data-", dir=shared))
-            shutil.chown(self.data, _SYSTEM_USER)
-            pointer.write_text(str(self.data), encoding="utf-8")
-
     def _initdb(self) -> None:
+        """Make the data aside and move it into place: one that was interrupted leaves nothing."""
+        part = self.data.with_name(f"{self.data.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700)
         with tempfile.NamedTemporaryFile("w", prefix="pw-") as secret:
             secret.write(self._passwords["postgres"])
             secret.flush()
             if self.user is not None:
+                shutil.chown(part, self.user)
                 shutil.chown(secret.name, self.user)
-            done = subprocess.run(
-                [
-                    str(self._program / "bin" / "initdb"),
-                    "-D",
-                    str(self.data),
-                    "-U",
-                    "postgres",
-                    "--encoding=utf8",
-                    "--locale=C",
-                    "--auth=scram-sha-256",
-                    f"--pwfile={secret.name}",
-                ],
-                user=self.user,
-                cwd="/",
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            argv = [str(self._program / "bin" / "initdb"), "-D", str(part), "-U", "postgres"]
+            argv += ["--encoding=utf8", "--locale=C", "--auth=scram-sha-256"]
+            done = system_user.run_as([*argv, f"--pwfile={secret.name}"], self.user)
         if done.returncode != 0:
+            shutil.rmtree(part, ignore_errors=True)
             raise StackError(f"PostgreSQL could not make its data folder:\n{done.stderr[-2000:]}")
+        part.replace(self.data)  # what is there already can only be an empty folder
+
+    def _forget_dead_server(self) -> None:
+        """Remove the pid file of a server that was killed.
+
+        After a restart of the machine another program may have its number, and the next server
+        would refuse to start. Every process of a server works in the data folder, so a live one
+        is seen whatever its number is.
+        """
+        pidfile = self.data / "postmaster.pid"
+        if not pidfile.exists():
+            return
+        data = self.data.resolve()
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()) == data:
+                    return
+            except psutil.Error:
+                continue
+        pidfile.unlink(missing_ok=True)

