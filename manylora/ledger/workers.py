@@ -55,7 +55,7 @@ def busy(tx: Session) -> dict[str, int]:
         .where(Attempt.ended_at.is_(None))
         .group_by(Attempt.queue)
     )
-    return {queue: count for queue, count in rows}
+    return dict(rows.all())
 
 
 def tick(tx: Session, scheduler_id: str) -> None:

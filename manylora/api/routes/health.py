@@ -83,7 +83,7 @@ def status(parts: Parts, _: Tenant) -> dict[str, Any]:
             .where(Job.state.not_in([s.value for s in FINAL]))
             .group_by(Job.state)
         )
-        queue = dict.fromkeys(_WAITING, 0) | {state: count for state, count in counts}
+        queue = dict.fromkeys(_WAITING, 0) | dict(counts.all())
         alive = workers.alive(tx, within_seconds=parts.settings.lease_seconds)
         busy = workers.busy(tx)
         now = tx.scalar(select(func.clock_timestamp())) or dt.datetime.now(dt.UTC)
