@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that come from the code: settings, commands, errors.
+"""Write the parts of docs/ that come from the code: settings, commands, errors, moves, the bucket.
 
 `make docs` runs it; `python docs/generate.py --check` only says which files are not fresh.
 What stands outside of the markers is written by hand and left alone.
@@ -15,8 +15,10 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
+from manylora import keys
 from manylora.cli.main import COMMANDS, LazyCommand, cli
 from manylora.errors import ManyloraError
+from manylora.ledger.states import MOVES, JobState
 from manylora.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -126,30 +128,58 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "settings": settings,
-    "commands": commands,
-    "errors": errors,
+def moves() -> str:
+    """The table of legal moves of a job."""
+    rows = [
+        (
+            _code(name),
+            ", ".join(_code(state.value) for state in JobState if state in sources),
+            _code(target.value),
+            "yes" if token else "",
+        )
+        for name, (sources, target, token) in MOVES.items()
+    ]
+    return _table(("move", "from", "to", "needs the attempt's number"), rows)
+
+
+def bucket() -> str:
+    """The layout that the head of keys.py draws."""
+    lines = (keys.__doc__ or "").splitlines()
+    return "\n".join(["```", *(line[4:] for line in lines if line.startswith("    ")), "```"])
+
+
+#: block -> the page it stands in, and what writes it
+BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("settings.md", settings),
+    "commands": ("commands.md", commands),
+    "errors": ("errors.md", errors),
+    "moves": ("architecture.md", moves),
+    "bucket": ("architecture.md", bucket),
 }
 
 
-def fresh(name: str) -> tuple[Path, str, str]:
+def fresh(page: str) -> tuple[Path, str, str]:
     """A page's path, its text, and the text it should have."""
-    path = HERE / f"{name}.md"
+    path = HERE / page
     text = path.read_text(encoding="utf-8")
-    begin = BEGIN.format(name)
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(END)
-    if not (found and closed):
-        raise SystemExit(f"{path.name} has no {begin} … {END}")
-    return path, text, f"{head}{begin}\n\n{BLOCKS[name]()}\n\n{END}{tail}"
+    wanted = text
+    for name, (where, write) in BLOCKS.items():
+        if where != page:
+            continue
+        begin = BEGIN.format(name)
+        head, found, rest = wanted.partition(begin)
+        _, closed, tail = rest.partition(END)
+        if not (found and closed):
+            raise SystemExit(f"{page} has no {begin} … {END}")
+        wanted = f"{head}{begin}\n\n{write()}\n\n{END}{tail}"
+    return path, text, wanted
 
 
 def main(argv: Sequence[Any]) -> int:
     """Write what is not fresh, or with --check only fail."""
     stale = []
-    for name in BLOCKS:
-        path, text, wanted = fresh(name)
+    for page in sorted({page for page, _ in BLOCKS.values()}):
+        path, text, wanted = fresh(page)
         if text == wanted:
             continue
         stale.append(path.name)
