@@ -94,11 +94,16 @@ json.dump({"imported": imported, "happened": happened, "read": read, "without": 
 
 
 def probe(root: Path, folder: Path, code: str = PROBE) -> dict[str, list[object]]:
-    """Run the probe with an empty home and an empty working folder."""
+    """Run the probe with an empty home and an empty working folder.
+
+    The temporary folder is elsewhere: torch makes its caches there.
+    """
+    temporary = folder.with_name(f"{folder.name}-tmp")
+    temporary.mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith("MANYLORA_")}
     env |= {
         "HOME": str(folder),
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary),
         "MANYLORA_HOME": str(folder / "home"),
         "MANYLORA_PROBE": "1",
         "PYTHONPATH": str(root),
