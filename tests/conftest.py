@@ -46,8 +46,13 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def urls(tmp_path_factory):
-    with servers(tmp_path_factory.mktemp("servers with a space")) as up:
+def server_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("servers with a space")
+
+
+@pytest.fixture(scope="session")
+def urls(server_home):
+    with servers(server_home) as up:
         schema.upgrade(up.database_owner_url)
         yield up
 
