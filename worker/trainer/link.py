@@ -73,7 +73,13 @@ class TrainerLink:
             theirs.close()
             self._socket = ours
             self._write_note("starting")
-            Thread(target=self._read, args=(ours, self._process), daemon=True).start()
+            reader = Thread(
+                target=self._read,
+                args=(ours, self._process),
+                name=f"trainer-{self._process.pid}",
+                daemon=True,
+            )
+            reader.start()
         try:
             self._send(self._order)
         except UnavailableError:
@@ -159,8 +165,8 @@ class TrainerLink:
         if event == "ready":
             self.numerics = message["numerics"]
             self.failure = None
-            self.ready.set()
             self._write_note("running")
+            self.ready.set()
         elif event == "broken":
             self.failure = message["message"]
             log.error("trainer.broken", message=self.failure)
