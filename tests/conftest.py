@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import tokenizers
+from sqlalchemy import text
 from tokenizers import models as token_models
 from tokenizers import pre_tokenizers, processors
 
@@ -73,7 +74,21 @@ def service(urls, tmp_path):
     )
     database = Database(settings.database_url.get_secret_value())
     yield Service(settings, database, Store(settings))
+    leave_nothing_open(database)
     database.close()
+
+
+def leave_nothing_open(database):
+    """All tests share one database: no job, worker or base of one is there for the next."""
+    with database.transaction() as tx:
+        for statement in (
+            "UPDATE attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL",
+            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
+            " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
+            "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
+            "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",
+        ):
+            tx.execute(text(statement))
 
 
 def write_tokenizer(path):

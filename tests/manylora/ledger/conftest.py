@@ -10,6 +10,7 @@ from sqlalchemy import func, inspect, select, text, update
 from manylora.ledger import bases, files, jobs, leases, tenants
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Adapter, Attempt, Checkpoint, Event, Job, Metric
+from tests.conftest import leave_nothing_open
 
 HEX = "ab" * 32
 #: what a job's history consists of
@@ -160,13 +161,7 @@ def make_ledger(database):
 @pytest.fixture
 def ledger(database):
     yield make_ledger(database)
-    with database.transaction() as tx:  # nothing is left for the next test's rescue
-        tx.execute(update(Attempt).where(Attempt.ended_at.is_(None)).values(ended_at=func.now()))
-        tx.execute(
-            update(Job)
-            .where(Job.state.in_(["dispatched", "running"]))
-            .values(state="failed", dispatch_deadline=None)
-        )
+    leave_nothing_open(database)
 
 
 @pytest.fixture
