@@ -34,7 +34,9 @@ def train(
     DatasetError, TrainingError.
     """
     card = read(base_folder)
-    resolved = hp.resolve(hp.parse(hyperparameters), hidden_size=card.hidden_size)
+    resolved = hp.resolve(
+        hp.parse(hyperparameters), hidden_size=card.hidden_size, layers=card.layers
+    )
     hp.check_layers(resolved, card.layers)
     tokenizer = tokenizer_of(base_folder, card.chat_template)
     with tempfile.TemporaryDirectory() as scratch:

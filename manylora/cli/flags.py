@@ -29,7 +29,7 @@ _HYPERPARAMETERS = (
         "--schedule", type=click.Choice(["constant", "linear", "cosine"]), help="[linear]"
     ),
     click.option("--warmup-ratio", type=float, help="Share of the steps that warm up  [0.03]"),
-    click.option("--rank", type=int, help="Rank of the adapter  [32]"),
+    click.option("--rank", type=int, help="Rank of the adapter  [auto: 32 if it fits]"),
     click.option("--alpha", type=float, help="Scale is alpha / rank  [rank]"),
     click.option("--dropout", type=float, help="Dropout before the adapter  [0]"),
     click.option(
