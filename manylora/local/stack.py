@@ -114,14 +114,16 @@ class Stack:
         for name in ("no_proxy", "NO_PROXY"):
             env[name] = ",".join(filter(None, [env.get(name), LOOPBACK]))
         cli = [sys.executable, "-m", "manylora.cli.main"]
-        api = Child("api", [*cli, "api"], lambda: _answers(f"{self.url}/readyz"), env=env)
-        scheduler = Child("scheduler", [*cli, "scheduler"], lambda: True, env=env)
+        ready = f"{self.url}/readyz"
+        api = Child("api", [*cli, "api"], lambda: _answers(ready), env=env, floor=1)
+        scheduler = Child("scheduler", [*cli, "scheduler"], lambda: True, env=env, floor=1)
         worker = Child(
             "worker",
             [*cli, "worker", "--slots", str(self.slots)],
             lambda: True,
             env=env,
             timeout=45.0,
+            floor=1,
         )
         for child in (api, scheduler, worker):
             self.supervisor.start(child)
