@@ -102,10 +102,11 @@ def resolve(
     `layers` maps the base's module names to [in_features, out_features]; without it an "auto" rank
     is 32. Raises: BadSpecError when no layer matches an "auto" rank's target modules.
     """
-    rank = asked.lora_r
-    if rank == "auto":
+    if asked.lora_r == "auto":
         hit = matched(asked.target_modules, layers) if layers else {}
         rank = min([AUTO_RANK, *(min(shape) for shape in hit.values())])
+    else:
+        rank = asked.lora_r
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     base_rate = asked.learning_rate or default_learning_rate(hidden_size)
     return Hyperparameters(
