@@ -26,13 +26,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Stack:
     """One home's stack, run by this process. Raises: StackError when another one runs it."""
 
-    def __init__(self, home: Path, slots: int, api_port: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        home: Path,
+        slots: int,
+        api_port: int,
+        progress: Progress,
+        lock_descriptor: int | None = None,
+    ) -> None:
         self.home = home
         self.slots = slots
         self.progress = progress
         # As root, PostgreSQL's own user has to pass through; what is secret in it is closed.
         home.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
-        self._lock = lock.take(home)
+        self._lock = lock.take(home) if lock_descriptor is None else lock.inherit(lock_descriptor)
         self.secrets = credentials.secrets_of(home)
         self.ports = credentials.ports_of(home, api_port)
         self.url = f"http://{LOOPBACK}:{self.ports['api']}"
