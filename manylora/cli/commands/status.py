@@ -25,7 +25,7 @@ def status(home: Path | None, as_json: bool) -> None:
     $ manylora status
     $ manylora status --json | jq .processes
     """
-    from manylora.errors import ManyloraError, UsageError
+    from manylora.errors import AuthError, ManyloraError, UnavailableError, UsageError
 
     where = context.settings(home=home).home
     local: dict[str, Any] = {}
@@ -36,6 +36,10 @@ def status(home: Path | None, as_json: bool) -> None:
     problem: ManyloraError | None = None
     try:
         service = context.connect(home=home).status()
+    except AuthError as error:
+        problem = error
+        if local.get("state") == "down" and context.settings(home=home).api_key is None:
+            problem = UnavailableError(f"nothing is up in {where}", hint="manylora up -d")
     except ManyloraError as error:
         problem = error
     up = local.get("state") not in (None, "down")
@@ -59,7 +63,7 @@ def _show(local: dict[str, Any], service: dict[str, Any] | None) -> None:
         )
     if service is None:
         return
-    waiting = "  ".join(f"{count} {state}" for state, count in service["queue"].items())
+    waiting = "  ".join(f"{count} {state}" for state, count in service["queue"].items() if count)
     output.facts(
         [
             ("version", f"{service['version']}, schema {service['schema']}"),
