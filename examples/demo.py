@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from threading import Event
@@ -145,7 +146,7 @@ def report(shown: dict[str, Json]) -> bool:
     for line in prompt.splitlines():
         output.data(output.paint(f"  {line}", output.DIM, sys.stdout))
     for name, answer in found.answers.items():
-        output.data(f"  {name:{WIDTH}}   {(answer.splitlines() or [''])[0]}")
+        output.data(f"  {name:{WIDTH}}   {textwrap.shorten(answer, 76, placeholder=' …')}")
 
     title("Loss per token on each customer's held-out lines, before and after")
     rows, good = [], True
@@ -160,12 +161,14 @@ def report(shown: dict[str, Json]) -> bool:
 
     title("What it takes")
     size = read(base).bytes
-    rows = [("base, shared by all", f"{size:,}", "100 %", "", "")]
+    rows = [("base, shared by all", f"{size:,}", "100.00 %", "", "")]
     for c in CUSTOMERS:
         mine = sum(p.stat().st_size for p in (ROOT / OUT / c).glob("adapter_*"))
         x = shown[c]["x"]
         cost = f"{x['cost']:.6f} {x['currency']}"
-        rows.append((c, f"{mine:,}", f"{mine / size:.2%}", f"{x['device_seconds']:.1f} s", cost))
+        rows.append(
+            (c, f"{mine:,}", f"{100 * mine / size:.2f} %", f"{x['device_seconds']:.1f} s", cost)
+        )
     output.table(("", "bytes", "of the base", "device", "cost"), rows)
     price = load_settings(home=ROOT / OUT / "home")
     output.talk(
