@@ -139,7 +139,8 @@ def _await_up(
         if ended:
             raise _failure(log)
         for line in lines[shown:]:
-            progress(line)
+            if not line.startswith((_FAILED, _HINT)):
+                progress(line)
         shown = len(lines)
         found = notes.read(home)
         if found and found["supervisor_pid"] == process.pid and found["state"] == "up":
