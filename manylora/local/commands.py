@@ -17,7 +17,8 @@ from manylora.local.files import private_folder, tail
 from manylora.settings import load_settings
 
 _POLL = 0.2
-_FAILED, _HINT = "error: ", "hint: "
+#: how the lines of supervisor.log begin that `up -d` shows
+_NEWS, _FAILED, _HINT = "progress: ", "error: ", "hint: "
 
 
 def up(
@@ -98,16 +99,16 @@ def main() -> None:
     """The detached supervisor."""
     home, slots, descriptor = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
-    def progress(line: str) -> None:
+    def write(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
     try:
-        _run(home, slots, progress, descriptor)
+        _run(home, slots, lambda line: write(f"{_NEWS}{line}"), descriptor)
     except StackError as error:
-        progress(f"{_FAILED}{error.message}")
+        write(f"{_FAILED}{error.message}")
         if error.hint:
-            progress(f"{_HINT}{error.hint}")
+            write(f"{_HINT}{error.hint}")
         sys.exit(1)
 
 
@@ -139,8 +140,8 @@ def _await_up(
         if ended:
             raise _failure(log)
         for line in lines[shown:]:
-            if not line.startswith((_FAILED, _HINT)):
-                progress(line)
+            if line.startswith(_NEWS):
+                progress(line.removeprefix(_NEWS))
         shown = len(lines)
         found = notes.read(home)
         if found and found["supervisor_pid"] == process.pid and found["state"] == "up":
