@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Threads that wait for each other must not spin: beside a busy neighbour that costs ten times.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo test lint types contracts docs check clean
 

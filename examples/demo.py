@@ -5,131 +5,216 @@ the base and the two others on its own held-out lines.
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "build" / "demo"
-HOME = OUT / "home"
+sys.path.insert(0, str(ROOT))
+
+from manylora.cli import output  # noqa: E402
+from manylora.client import Client  # noqa: E402
+from manylora.errors import ManyloraError  # noqa: E402
+from manylora.settings import load_settings  # noqa: E402
+
+OUT = Path("build") / "demo"
+BASES = Path("build") / "bases"
 CUSTOMERS = ("haiku-bakery", "northwind-support", "pirate-tours")
+WIDTH = max(map(len, CUSTOMERS))
 BASE = "gemma-3-270m"
+TRAINING = ["--rank", "8", "--epochs", "2", "--seed", "7"]
 ENV = {
     **{k: v for k, v in os.environ.items() if not k.startswith("MANYLORA_")},
-    "MANYLORA_HOME": str(HOME),
-    "MANYLORA_BASE_CACHE": str(ROOT / "build" / "bases"),
+    "MANYLORA_HOME": str(ROOT / OUT / "home"),
+    "MANYLORA_BASE_CACHE": str(ROOT / BASES),
 }
+FINAL = ("succeeded", "failed", "cancelled")
+Json = dict[str, Any]
 
 
-def say(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def title(text: str) -> None:
+    """A heading."""
+    output.data("")
+    output.data(output.paint(text, output.ACCENT, sys.stdout))
 
 
-def manylora(*args: str, capture: bool = False) -> str:
-    """Run the CLI as a user would; its talk is shown, its data returned."""
-    if not capture:
-        say(f"$ manylora {' '.join(args)}")
+def manylora(*args: str, quiet: bool = False) -> str:
+    """Run the CLI as a user would. Raises: SystemExit when it fails."""
+    if not quiet:
+        output.talk(output.paint(f"$ manylora {' '.join(args)}", output.DIM))
     done = subprocess.run(
         [str(Path(sys.executable).parent / "manylora"), *args],
         env=ENV,
         cwd=ROOT,
-        stdout=subprocess.PIPE if capture else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if quiet else None,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"manylora {' '.join(args)} ended with {done.returncode}")
-    return done.stdout or ""
+        output.error(f"manylora {' '.join(args)} ended with {done.returncode}", done.stderr)
+        raise SystemExit(1)
+    return done.stdout.strip()
 
 
-def train_and_fetch() -> dict[str, dict]:
-    """All three at once through the service; the finished jobs by customer."""
+def submit_all(client: Client) -> dict[str, str]:
+    """The three jobs, one right after the other; their ids by customer."""
+    for left in client.jobs():
+        if left["status"] not in FINAL:  # of a demo that was interrupted
+            client.cancel(left["id"])
     jobs = {}
     for customer in CUSTOMERS:
         folder = Path("examples") / customer
         args = ["submit", str(folder / "train.jsonl"), "--base", BASE, "--suffix", customer]
-        args += ["--val", str(folder / "heldout.jsonl"), "--rank", "8", "--epochs", "2"]
-        args += ["--seed", "7", "-d", "--json"]
-        jobs[customer] = json.loads(manylora(*args, capture=True))["id"]
-    say()
+        output.talk(output.paint(f"$ manylora {' '.join(args)} …", output.DIM))
+        args += ["--val", str(folder / "heldout.jsonl"), *TRAINING, "-d"]
+        jobs[customer] = manylora(*args, quiet=True)
+    return jobs
+
+
+def follow(client: Client, jobs: dict[str, str]) -> dict[str, Json]:
+    """Show all three until they have ended: three lines drawn again and again on a terminal, else
+    three lines now and then. Raises: SystemExit unless all succeed.
+    """
+    losses: dict[str, list[Json]] = {customer: [] for customer in jobs}
+    drawn, pause = 0, 1.0 if output.live() else 10.0
     while True:
-        shown = {
-            c: json.loads(manylora("show", j, "--json", capture=True)) for c, j in jobs.items()
-        }
-        line = "   ".join(
-            f"{c} {s['status']} {s['x']['step']}/{s['x']['total_steps'] or '?'}"
-            for c, s in shown.items()
-        )
-        say(line)
-        if all(s["status"] in ("succeeded", "failed", "cancelled") for s in shown.values()):
+        shown = {c: client.ride_out(60, lambda i=i: client.job(i)) for c, i in jobs.items()}
+        for customer, job in jobs.items():
+            points = losses[customer]
+            points += client.metrics(job, points[-1]["step"] if points else 0)
+        if drawn and output.live():
+            sys.stderr.write(f"\x1b[{drawn}A")
+        for customer, job in shown.items():
+            clear = "\x1b[2K" if output.live() else ""
+            output.talk(clear + progress_line(customer, job, losses[customer]))
+        drawn = len(shown)
+        if all(job["status"] in FINAL for job in shown.values()):
             break
-        time.sleep(5)
-    for customer, state in shown.items():
-        if state["status"] != "succeeded":
-            raise SystemExit(f"{customer}: {state['status']}: {state['error']}")
-        manylora("fetch", jobs[customer], "-o", str(OUT / customer))
-        manylora("verify", str(OUT / customer))
+        if not output.live():
+            output.talk("")
+        Event().wait(pause)
+    for customer, job in shown.items():
+        if job["status"] != "succeeded":
+            output.error(f"{customer}: {job['status']}: {job['error']}")
+            raise SystemExit(1)
     return shown
 
 
-def report(shown: dict[str, dict]) -> bool:
+def progress_line(customer: str, job: Json, points: list[Json]) -> str:
+    """Where one job stands."""
+    step, total = job["x"]["step"], job["x"]["total_steps"]
+    line = f"  {customer:{WIDTH}}  {job['status']:<9}"
+    if not total:
+        return line
+    share = output.paint(output.bar(step / total), output.ACCENT)
+    line += f"  {share}  step {step:>2} of {total}"
+    trained = [p["train_loss"] for p in points if p.get("train_loss") is not None]
+    return f"{line}   loss {trained[0]:.2f} → {trained[-1]:.2f}" if trained else line
+
+
+def fetch_all(jobs: dict[str, str]) -> None:
+    """Every adapter in its customer's folder, checked twice: while fetched, and offline."""
+    for customer, job in jobs.items():
+        target = OUT / customer
+        shutil.rmtree(ROOT / target, ignore_errors=True)
+        manylora("fetch", job, "-o", str(target), quiet=True)
+        checked = manylora("verify", str(target), quiet=True).splitlines()
+        output.data(f"  {target}   {output.counted(len(checked), 'file')}, sha256 verified")
+
+
+def report(shown: dict[str, Json]) -> bool:
     """Print what came out; whether every adapter is the best on its own customer's lines."""
-    sys.path.insert(0, str(ROOT))
     from worker.bases.card import find, read
     from worker.compare import compare
 
-    base = find(ROOT / "build" / "bases", BASE)
+    base = find(ROOT / BASES, BASE)
     prompt = (ROOT / "examples" / "prompt.txt").read_text(encoding="utf-8").rstrip("\n")
     found = compare(
         base,
-        {c: OUT / c for c in CUSTOMERS},
+        {c: ROOT / OUT / c for c in CUSTOMERS},
         {c: ROOT / "examples" / c / "heldout.jsonl" for c in CUSTOMERS},
         prompt,
     )
-    say(f"\nthe same prompt: {prompt!r}")
+    title("The same prompt, answered by the base and by each adapter")
+    for line in prompt.splitlines():
+        output.data(output.paint(f"  {line}", output.DIM, sys.stdout))
     for name, answer in found.answers.items():
-        say(f"  {name:18} {answer.splitlines()[0] if answer else ''}")
-    say("\nheld-out loss per token, by customer (each adapter against the base and the others)")
-    say(f"  {'':18}" + "".join(f"{c:>20}" for c in CUSTOMERS))
-    for name, row in found.losses.items():
-        say(f"  {name:18}" + "".join(f"{row[c]:20.3f}" for c in CUSTOMERS))
-    say(f"\n  {'adapter':18}{'bytes':>14}{'of the base':>13}{'device':>10}{'cost':>14}")
-    size = read(base).bytes
+        output.data(f"  {name:{WIDTH}}   {textwrap.shorten(answer, 76, placeholder=' …')}")
+
+    title("Loss per token on each customer's held-out lines, before and after")
+    rows, good = [], True
     for c in CUSTOMERS:
-        mine = sum(p.stat().st_size for p in (OUT / c).glob("adapter_*"))
+        before, after = found.losses["base"][c], found.losses[c][c]
+        others = min(found.losses[other][c] for other in CUSTOMERS if other != c)
+        best = after < min(before, others)
+        good &= best
+        verdict = "best of all" if best else "NOT the best"
+        rows.append((c, f"{before:.3f}", f"{after:.3f}", f"{others:.3f}", verdict))
+    output.table(("customer", "base", "own adapter", "best of the others", ""), rows)
+
+    title("What it takes")
+    size = read(base).bytes
+    rows = [("base, shared by all", f"{size:,}", "100.00 %", "", "")]
+    for c in CUSTOMERS:
+        mine = sum(p.stat().st_size for p in (ROOT / OUT / c).glob("adapter_*"))
         x = shown[c]["x"]
-        say(
-            f"  {c:18}{mine:14,}{mine / size:13.2%}{x['device_seconds']:8.1f} s"
-            f"{x['cost']:10.6f} {x['currency']}"
+        cost = f"{x['cost']:.6f} {x['currency']}"
+        rows.append(
+            (c, f"{mine:,}", f"{100 * mine / size:.2f} %", f"{x['device_seconds']:.1f} s", cost)
         )
-    say(f"  {'base':18}{size:14,}")
-    good = all(
-        found.losses[c][c] < min(row[c] for name, row in found.losses.items() if name != c)
-        for c in CUSTOMERS
+    output.table(("", "bytes", "of the base", "device", "cost"), rows)
+    price = load_settings(home=ROOT / OUT / "home")
+    output.talk(
+        "cost = seconds of the device this job took x "
+        f"{price.device_hour_price:.2f} {price.currency} an hour (MANYLORA_DEVICE_HOUR_PRICE)"
     )
-    say(f"\nevery adapter is the best on its own held-out lines: {'yes' if good else 'NO'}")
     return good
 
 
-def main() -> int:
-    """Up, train, fetch, down, compare."""
-    began = time.monotonic()
-    OUT.mkdir(parents=True, exist_ok=True)
+def train_and_compare() -> bool:
+    """Up, train, fetch, compare, down; whether every adapter is the best for its customer."""
     try:
         manylora("up", "-d", "--slots", "4")
         manylora("base", "add", BASE)
-        shown = train_and_fetch()
+        made = load_settings(home=ROOT / OUT / "home")
+        assert made.api_key is not None
+        client = Client(made.api_url, made.api_key.get_secret_value())
+        title("Three customers, one base, trained together")
+        jobs = submit_all(client)
+        shown = follow(client, jobs)
+        title("Fetched from the object store")
+        fetch_all(jobs)
+        return report(shown)
     finally:
-        subprocess.run(
-            [str(Path(sys.executable).parent / "manylora"), "down"], env=ENV, check=False
-        )
-    good = report(shown)
-    say(f"{time.monotonic() - began:.0f} s in all; adapters in {OUT.relative_to(ROOT)}")
-    return 0 if good else 1
+        output.data("")
+        manylora("down")
+
+
+def main() -> int:
+    """The exit code: 0 when every adapter is the best on its own customer's lines."""
+    began = time.monotonic()
+    os.chdir(ROOT)
+    OUT.mkdir(parents=True, exist_ok=True)
+    try:
+        good = train_and_compare()
+    except KeyboardInterrupt:
+        return 130
+    except ManyloraError as error:
+        output.error(error.message, error.hint)
+        return 1
+    took = output.span(time.monotonic() - began)
+    if not good:
+        output.error("an adapter is not the best on its own customer's lines", took)
+        return 1
+    output.data(f"every adapter is the best on its own customer's lines; {took} in all")
+    return 0
 
 
 if __name__ == "__main__":

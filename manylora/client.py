@@ -51,7 +51,10 @@ _KINDS: tuple[type[ManyloraError], ...] = (
     errors.IntegrityError,
     UnavailableError,
 )
-_BY_CODE = {kind.code: kind for kind in _KINDS} | {"no_adapter": errors.ConflictError}
+_BY_CODE = {kind.code: kind for kind in _KINDS} | {
+    "no_adapter": errors.ConflictError,
+    "invalid_job_state": errors.StateError,
+}
 
 
 class Client:
@@ -106,6 +109,11 @@ class Client:
     def _call(self, method: str, path: str, **request: Any) -> Any:
         try:
             response = self._http.request(method, path, **request)
+        except httpx2.ReadTimeout as error:
+            raise UnavailableError(
+                f"the API at {self.url} is there, but does not answer",
+                hint="a part of the service may hang: manylora status",
+            ) from error
         except httpx2.TransportError as error:
             raise UnavailableError(
                 f"the API at {self.url} cannot be reached: {error or type(error).__name__}",
@@ -194,6 +202,10 @@ class Client:
         """The registered bases."""
         found: list[Json] = self._call("GET", "/v1/manylora/bases")["data"]
         return found
+
+    def require_base(self, name: str) -> None:
+        """Ask before anything is sent. Raises: UnknownBaseError listing what is registered."""
+        self._call("GET", f"/v1/models/{_part(name)}")
 
     def add_base(self, card: Json, folder: Path, progress: Progress | None = None) -> Json:
         """Register a base and send the files the service does not have yet."""

@@ -35,6 +35,9 @@ _README = """\
 A LoRA adapter for the base `{base}` (fingerprint `{fingerprint}`), trained by job `{job}`.
 Check the files at any time: `manylora verify .`
 
+Below, `{base}` is the name the service knows the base by. Where that is no name on the hub, put the
+base's own folder in its place: `bases/{fingerprint}` in the home of manylora (`~/.manylora`).
+
 ## peft
 
 ```python

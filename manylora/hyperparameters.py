@@ -2,8 +2,8 @@
 
 The spelling is OpenAI's (`n_epochs`, `batch_size`, `learning_rate_multiplier`) with the extension
 keys other services use (`lora_r`, `learning_rate`, `context_length`, …). Defaults follow
-"LoRA Without Regret": every linear layer, rank 32, alpha 32, a learning rate that depends on the
-base's width only: 5e-5 * 10 * (2000 / hidden)^0.0775.
+"LoRA Without Regret": every linear layer, rank 32 (less where a layer is narrower), alpha equal to
+the rank, a learning rate that depends on the base's width only: 5e-5 * 10 * (2000 / hidden)^0.0775.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from manylora.errors import BadSpecError
 
 AUTO_EPOCHS = 3
 AUTO_BATCH = 4
+AUTO_RANK = 32
 _WIDTH_EXPONENT = 0.0775
 
 Auto = Literal["auto"]
@@ -35,7 +36,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup_ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.03
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
-    lora_r: Annotated[int, Meta(ge=1, le=1024)] = 32
+    lora_r: Auto | Annotated[int, Meta(ge=1, le=1024)] = "auto"
     lora_alpha: Annotated[float, Meta(gt=0)] | None = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
@@ -93,8 +94,19 @@ def default_learning_rate(hidden_size: int) -> float:
     return float(f"{5e-5 * 10 * (2000 / hidden_size) ** _WIDTH_EXPONENT:.3g}")
 
 
-def resolve(asked: Asked, *, hidden_size: int) -> Hyperparameters:
-    """Numbers for every "auto"."""
+def resolve(
+    asked: Asked, *, hidden_size: int, layers: dict[str, list[int]] | None = None
+) -> Hyperparameters:
+    """Numbers for every "auto".
+
+    `layers` maps the base's module names to [in_features, out_features]; without it an "auto" rank
+    is 32. Raises: BadSpecError when no layer matches an "auto" rank's target modules.
+    """
+    if asked.lora_r == "auto":
+        hit = matched(asked.target_modules, layers) if layers else {}
+        rank = min([AUTO_RANK, *(min(shape) for shape in hit.values())])
+    else:
+        rank = asked.lora_r
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     base_rate = asked.learning_rate or default_learning_rate(hidden_size)
     return Hyperparameters(
@@ -106,8 +118,8 @@ def resolve(asked: Asked, *, hidden_size: int) -> Hyperparameters:
         warmup_ratio=asked.warmup_ratio,
         weight_decay=asked.weight_decay,
         max_grad_norm=asked.max_grad_norm,
-        lora_r=asked.lora_r,
-        lora_alpha=asked.lora_alpha if asked.lora_alpha is not None else float(asked.lora_r),
+        lora_r=rank,
+        lora_alpha=asked.lora_alpha if asked.lora_alpha is not None else float(rank),
         lora_dropout=asked.lora_dropout,
         use_rslora=asked.use_rslora,
         target_modules=asked.target_modules,
@@ -116,25 +128,27 @@ def resolve(asked: Asked, *, hidden_size: int) -> Hyperparameters:
     )
 
 
-def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[str]:
-    """Names of the base's layers the adapter will sit on, judged from the base's row alone.
+def matched(wanted: str | list[str], layers: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The layers that `target_modules` name: all-linear, a regular expression, or names' endings.
 
-    `layers` maps module names to [in_features, out_features].
-    Raises: BadSpecError when no layer matches or the rank is larger than one of them.
+    Raises: BadSpecError when there is none, listing what there is.
     """
-    wanted = hyper.target_modules
     if wanted == "all-linear":
-        hit = list(layers)
+        hit = layers
     elif isinstance(wanted, str):
         try:
-            hit = [name for name in layers if re.fullmatch(wanted, name)]
+            hit = {name: shape for name, shape in layers.items() if re.fullmatch(wanted, name)}
         except re.error as error:
             raise BadSpecError(
                 f"target_modules: {wanted!r} is not a regular expression: {error}",
                 param="hyperparameters.target_modules",
             ) from error
     else:
-        hit = [n for n in layers if any(n == w or n.endswith("." + w) for w in wanted)]
+        hit = {
+            name: shape
+            for name, shape in layers.items()
+            if any(name == w or name.endswith("." + w) for w in wanted)
+        }
     if not hit:
         there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
         raise BadSpecError(
@@ -142,6 +156,16 @@ def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[s
             param="hyperparameters.target_modules",
             hint=f"layers of this base: {there}; or all-linear",
         )
+    return hit
+
+
+def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[str]:
+    """Names of the base's layers the adapter will sit on, judged from the base's row alone.
+
+    `layers` maps module names to [in_features, out_features].
+    Raises: BadSpecError when no layer matches or the rank is larger than one of them.
+    """
+    hit = matched(hyper.target_modules, layers)
     for name in hit:
         if hyper.lora_r > min(layers[name]):
             raise BadSpecError(
@@ -149,4 +173,4 @@ def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[s
                 param="hyperparameters.lora_r",
                 hint=f"at most {min(min(layers[n]) for n in hit)}",
             )
-    return hit
+    return list(hit)

@@ -10,10 +10,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from manylora import keys
-from manylora.datasets.tokenize import Tokenizer, encode_file
+from manylora.datasets.tokenize import Tokenizer, Totals, encode_file
 from manylora.errors import BadSpecError
 from manylora.ledger.tables import File
 from manylora.storage.store import Store
+
+#: a dataset's file in a job's folder -> what people call it
+KINDS = {"train": "training", "validation": "validation"}
 
 
 def tokenizer_of(base: Path, chat_template: str | None) -> Tokenizer:
@@ -41,7 +44,13 @@ def fetch_dataset(store: Store, file: File, target: Path) -> None:
     store.get_file(keys.dataset_key(str(file.tenant_id), file.sha256), target, file.sha256)
 
 
-def write_examples(tokenizer: Tokenizer, source: Path, target: Path, max_length: int) -> int:
+def write_examples(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    max_length: int,
+    totals: Totals | None = None,
+) -> int:
     """Tokenise a JSONL file into the safetensors the trainer reads; returns the examples.
 
     input_ids int32 [T] of all examples end to end, mask bool [T] (True: a label),
@@ -50,7 +59,7 @@ def write_examples(tokenizer: Tokenizer, source: Path, target: Path, max_length:
     ids: list[int] = []
     mask: list[bool] = []
     offsets = [0]
-    for example in encode_file(source, tokenizer, max_length):
+    for example in encode_file(source, tokenizer, max_length, totals):
         ids.extend(example.input_ids)
         mask.extend(example.mask)
         offsets.append(len(ids))
@@ -63,3 +72,13 @@ def write_examples(tokenizer: Tokenizer, source: Path, target: Path, max_length:
         str(target),
     )
     return len(offsets) - 1
+
+
+def cut(lines: list[int], name: str, max_length: int) -> str:
+    """Which examples of a file were truncated, for people."""
+    shown = ", ".join(map(str, lines[:20])) + (", …" if len(lines) > 20 else "")
+    plural = "" if len(lines) == 1 else "s"
+    return (
+        f"{len(lines):,} {name} example{plural} truncated at {max_length:,} tokens: "
+        f"line{plural} {shown}"
+    )

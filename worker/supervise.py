@@ -17,8 +17,9 @@ from sqlalchemy import select
 
 from manylora import keys
 from manylora.clock import Clock, SystemClock
+from manylora.datasets.tokenize import Totals
 from manylora.errors import LostError, ManyloraError, TrainingError, UnavailableError
-from manylora.ledger import leases
+from manylora.ledger import events, leases
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, File, Job, Tenant
 from manylora.settings import Settings
@@ -152,7 +153,13 @@ class Supervisor:
         for file, name in zip(files, ("train", "validation"), strict=False):
             source = folder / f"{name}.jsonl"
             prepare.fetch_dataset(self.store, file, source)
-            prepare.write_examples(tokenizer, source, folder / f"{name}.safetensors", length)
+            totals = Totals()
+            target = folder / f"{name}.safetensors"
+            prepare.write_examples(tokenizer, source, target, length, totals)
+            if totals.truncated:
+                told = prepare.cut(totals.truncated, prepare.KINDS[name], length)
+                with self.database.transaction() as tx:
+                    events.add(tx, job, told, actor=self.worker_id, level="warn")
 
     def _train(self, job: Job, lease: Lease, order: Message, resume: Path | None) -> Message | None:
         """Follow the job through the trainer; its last message, or None when handed back."""

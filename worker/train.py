@@ -9,10 +9,11 @@ from typing import Any
 
 from lora_core import Trainer
 from manylora import hyperparameters as hp
+from manylora.datasets.tokenize import Totals
 from manylora.errors import TrainingError
 from worker.bases.card import read
 from worker.main import pick_device
-from worker.prepare import tokenizer_of, write_examples
+from worker.prepare import KINDS, cut, tokenizer_of, write_examples
 from worker.trainer.child import training_job
 from worker.trainer.load import load_base
 
@@ -27,6 +28,7 @@ def train(
     device: str,
     hyperparameters: dict[str, Any],
     progress: Callable[[dict[str, Any]], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train on one machine; returns where the adapter is and how it went.
 
@@ -34,16 +36,20 @@ def train(
     DatasetError, TrainingError.
     """
     card = read(base_folder)
-    resolved = hp.resolve(hp.parse(hyperparameters), hidden_size=card.hidden_size)
+    resolved = hp.resolve(
+        hp.parse(hyperparameters), hidden_size=card.hidden_size, layers=card.layers
+    )
     hp.check_layers(resolved, card.layers)
     tokenizer = tokenizer_of(base_folder, card.chat_template)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for source, name in ((file, "train"), (validation, "validation")):
             if source is not None:
-                write_examples(
-                    tokenizer, source, folder / f"{name}.safetensors", resolved.context_length
-                )
+                totals, length = Totals(), resolved.context_length
+                target = folder / f"{name}.safetensors"
+                write_examples(tokenizer, source, target, length, totals)
+                if totals.truncated:
+                    warn(cut(totals.truncated, KINDS[name], length))
         trainer = Trainer(load_base(base_folder, pick_device(device), None), slots=1)
         order = {
             "hyperparameters": resolved.as_json(),

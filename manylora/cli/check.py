@@ -29,7 +29,7 @@ def checked(path: Path) -> Report:
     if report.problems:
         for row in rows(report):
             output.talk(row)
-        raise DatasetError(summary(path, report), hint=f"manylora validate {path}")
+        raise DatasetError(summary(path, report), hint=f"manylora validate {output.quoted(path)}")
     return report
 
 

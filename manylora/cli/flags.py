@@ -21,24 +21,37 @@ json_option = click.option(
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 folder = click.Path(file_okay=False, path_type=Path)
 
+_SHARE = click.FloatRange(0, 1, min_open=True)
 _HYPERPARAMETERS = (
     click.option("--epochs", type=click.IntRange(1, 50), help="Passes over the data  [auto: 3]"),
     click.option("--batch-size", type=click.IntRange(1, 256), help="Examples a step  [auto: 4]"),
-    click.option("--lr", type=float, help="Learning rate  [by the base's width]"),
+    click.option("--lr", type=_SHARE, help="Learning rate  [by the base's width]"),
     click.option(
         "--schedule", type=click.Choice(["constant", "linear", "cosine"]), help="[linear]"
     ),
-    click.option("--warmup-ratio", type=float, help="Share of the steps that warm up  [0.03]"),
-    click.option("--rank", type=int, help="Rank of the adapter  [32]"),
-    click.option("--alpha", type=float, help="Scale is alpha / rank  [rank]"),
-    click.option("--dropout", type=float, help="Dropout before the adapter  [0]"),
+    click.option(
+        "--warmup-ratio",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the steps that warm up  [0.03]",
+    ),
+    click.option(
+        "--rank", type=click.IntRange(1, 1024), help="Rank of the adapter  [auto: 32 if it fits]"
+    ),
+    click.option(
+        "--alpha", type=click.FloatRange(0, min_open=True), help="Scale is alpha / rank  [rank]"
+    ),
+    click.option(
+        "--dropout",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Dropout before the adapter  [0]",
+    ),
     click.option(
         "--target-modules",
         multiple=True,
         metavar="NAMES",
         help="Layers that get an adapter; repeat it or use commas  [all-linear]",
     ),
-    click.option("--max-length", type=int, help="Longest example, tokens  [1024]"),
+    click.option("--max-length", type=click.IntRange(8), help="Longest example, tokens  [1024]"),
 )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import click
@@ -168,6 +170,15 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> None:
     """The `manylora` of the shell."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -177,6 +188,11 @@ def main() -> None:
         # Whoever read us has gone; nothing is left to say to anyone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
+    except Exception:
+        # Libraries turn a Ctrl-C while they are imported into errors of their own.
+        if not interrupted:
+            raise
+        code = 130
     sys.exit(code)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -108,8 +109,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "n
         talk(empty)
         return
     widths = [max(len(r[i]) for r in [list(headers), *cells]) for i in range(len(headers))]
-    data(paint(_row(headers, widths, [False] * len(headers)), DIM, sys.stdout))
     right = [all(r[i][:1].isdigit() or not r[i] for r in cells) for i in range(len(headers))]
+    data(paint(_row(headers, widths, right), DIM, sys.stdout))
     for row in cells:
         data(_row(row, widths, right))
 
@@ -156,6 +157,11 @@ def ago(moment: float | None, now: float | None = None) -> str:
     if moment is None:
         return ""
     return f"{span(max((time.time() if now is None else now) - moment, 0.0))} ago"
+
+
+def quoted(path: Any) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def counted(count: int, thing: str) -> str:

@@ -81,9 +81,8 @@ def remove(tx: Session, name: str) -> Base:
         .where(Job.base == name, Job.state.not_in([s.value for s in FINAL]))
     )
     if open_jobs:
-        raise ConflictError(
-            f'{open_jobs} job(s) need "{name}"', hint="wait for them or cancel them"
-        )
+        jobs = "1 job needs" if open_jobs == 1 else f"{open_jobs} jobs need"
+        raise ConflictError(f'{jobs} "{name}" still', hint="wait for them or cancel them")
     used = tx.scalar(select(func.count()).select_from(Job).where(Job.base == name))
     adapters = tx.scalar(select(func.count()).select_from(Adapter).where(Adapter.base == name))
     tx.execute(update(Worker).where(Worker.assigned_base == name).values(assigned_base=None))

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import StackError
-from manylora.local import notes
+from manylora.local import lock, notes
 from manylora.local.files import private_folder, tail
 from manylora.settings import load_settings
 
 _POLL = 0.2
+#: how the lines of supervisor.log begin that `up -d` shows
+_NEWS, _FAILED, _HINT = "progress: ", "error: ", "hint: "
 
 
 def up(
@@ -30,31 +32,26 @@ def up(
 ) -> dict[str, Any] | None:
     """Start the stack: in this process until Ctrl-C, or detached, returning once it is ready.
 
-    `detached` is the command of the supervisor; the home and the slots are added to it.
+    `detached` is the command of the supervisor; the home, the slots and the descriptor of the
+    home's lock are added to it: of two at once one gets the lock, and only that one starts.
 
     Raises: StackError.
     """
     if not detach:
-        from manylora.local.stack import Stack  # servers, ledger: nothing that status or down need
-
-        Stack(home, slots, load_settings(home=home).api_port, progress).run()
+        _run(home, slots, progress)
         return None
-    running = notes.read(home)
-    if running is not None:
-        raise StackError(
-            f"already up (pid {running['supervisor_pid']}) in {home}",
-            hint="manylora status; manylora down",
-        )
-    log = private_folder(_made(home) / "logs") / "supervisor.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*detached, str(home), str(slots)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            cwd="/",
-        )
+    with lock.take(_made(home)) as held:
+        log = private_folder(home / "logs") / "supervisor.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*detached, str(home), str(slots), str(held.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                pass_fds=[held.fileno()],
+                cwd="/",
+            )
     try:
         _await_up(home, process, log, progress, time.monotonic() + timeout)
     except BaseException:  # Ctrl-C included: half a stack must not be left behind
@@ -100,17 +97,27 @@ def status(*, home: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The detached supervisor."""
-    home, slots = Path(sys.argv[1]), int(sys.argv[2])
+    home, slots, descriptor = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
-    def progress(line: str) -> None:
+    def write(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
     try:
-        up(home=home, slots=slots, detach=False, progress=progress)
+        _run(home, slots, lambda line: write(f"{_NEWS}{line}"), descriptor)
     except StackError as error:
-        progress(f"error: {error.message}")
+        write(f"{_FAILED}{error.message}")
+        if error.hint:
+            write(f"{_HINT}{error.hint}")
         sys.exit(1)
+
+
+def _run(
+    home: Path, slots: int, progress: Callable[[str], None], descriptor: int | None = None
+) -> None:
+    from manylora.local.stack import Stack  # servers, ledger: nothing that status or down need
+
+    Stack(home, slots, load_settings(home=home).api_port, progress, descriptor).run()
 
 
 def _made(home: Path) -> Path:
@@ -131,9 +138,10 @@ def _await_up(
         ended = process.poll() is not None
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         if ended:
-            raise StackError(f"the stack did not start:\n{tail(log).strip()}", hint=f"see {log}")
+            raise _failure(log)
         for line in lines[shown:]:
-            progress(line)
+            if line.startswith(_NEWS):
+                progress(line.removeprefix(_NEWS))
         shown = len(lines)
         found = notes.read(home)
         if found and found["supervisor_pid"] == process.pid and found["state"] == "up":
@@ -141,6 +149,17 @@ def _await_up(
         if time.monotonic() > deadline:
             raise StackError("the stack takes too long to start", hint=f"see {log}")
         time.sleep(_POLL)
+
+
+def _failure(log: Path) -> StackError:
+    """Why the supervisor ended: in its own words, else by the end of its log."""
+    said = tail(log).strip()
+    _, known, reason = said.rpartition(f"\n{_FAILED}")
+    reason = reason if known else said.removeprefix(_FAILED)
+    if not known and reason == said:
+        return StackError(f"the stack did not start:\n{said}", hint=f"see {log}")
+    message, _, hint = reason.partition(f"\n{_HINT}")
+    return StackError(message, hint=hint or f"see {log}")
 
 
 if __name__ == "__main__":

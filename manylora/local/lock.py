@@ -24,6 +24,16 @@ def take(home: Path) -> IO[str]:
         raise StackError(
             f"already up (pid {pid}) in {home}", hint="manylora status; manylora down"
         ) from error
+    return _signed(lock)
+
+
+def inherit(descriptor: int) -> IO[str]:
+    """The lock that a parent holds and has handed down; it is held until both have closed it."""
+    os.set_inheritable(descriptor, False)
+    return _signed(os.fdopen(descriptor, "a+", encoding="utf-8"))
+
+
+def _signed(lock: IO[str]) -> IO[str]:
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

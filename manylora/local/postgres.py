@@ -29,6 +29,7 @@ class Postgres:
 
     name = "postgres"
     stop_signal = signal.SIGINT  # "fast shutdown"
+    timeout = 20.0
     cwd = Path("/")
 
     def __init__(self, home: Path, port: int, passwords: dict[str, str]) -> None:

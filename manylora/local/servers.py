@@ -56,6 +56,7 @@ class Servers:
                 server.ready,
                 user=server.user,
                 stop_signal=server.stop_signal,
+                timeout=server.timeout,
                 cwd=server.cwd,
                 env=env | {"HOME": str(server.cwd)},  # no settings from a person's own files
             )

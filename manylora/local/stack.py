@@ -26,13 +26,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Stack:
     """One home's stack, run by this process. Raises: StackError when another one runs it."""
 
-    def __init__(self, home: Path, slots: int, api_port: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        home: Path,
+        slots: int,
+        api_port: int,
+        progress: Progress,
+        lock_descriptor: int | None = None,
+    ) -> None:
         self.home = home
         self.slots = slots
         self.progress = progress
         # As root, PostgreSQL's own user has to pass through; what is secret in it is closed.
         home.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
-        self._lock = lock.take(home)
+        self._lock = lock.take(home) if lock_descriptor is None else lock.inherit(lock_descriptor)
         self.secrets = credentials.secrets_of(home)
         self.ports = credentials.ports_of(home, api_port)
         self.url = f"http://{LOOPBACK}:{self.ports['api']}"
@@ -114,14 +121,16 @@ class Stack:
         for name in ("no_proxy", "NO_PROXY"):
             env[name] = ",".join(filter(None, [env.get(name), LOOPBACK]))
         cli = [sys.executable, "-m", "manylora.cli.main"]
-        api = Child("api", [*cli, "api"], lambda: _answers(f"{self.url}/readyz"), env=env)
-        scheduler = Child("scheduler", [*cli, "scheduler"], lambda: True, env=env)
+        ready = f"{self.url}/readyz"
+        api = Child("api", [*cli, "api"], lambda: _answers(ready), env=env, floor=1)
+        scheduler = Child("scheduler", [*cli, "scheduler"], lambda: True, env=env, floor=1)
         worker = Child(
             "worker",
             [*cli, "worker", "--slots", str(self.slots)],
             lambda: True,
             env=env,
             timeout=45.0,
+            floor=1,
         )
         for child in (api, scheduler, worker):
             self.supervisor.start(child)

@@ -1,4 +1,4 @@
-"""Child processes kept alive: started in order, restarted when they die, stopped in reverse.
+"""Child processes kept alive: started in order, restarted when they die, stopped floor by floor.
 
 What they are is in stack.py. `status.json` (notes.py) says at any time what runs.
 """
@@ -31,7 +31,10 @@ _GIVE_UP = 3
 
 @dataclass
 class Child:
-    """One program. `ready` is asked after each start; `timeout` in seconds is given it to end."""
+    """One program. `ready` is asked after each start; `timeout` in seconds is given it to end.
+
+    Those of a higher `floor` need those below: they end first, all of one floor together.
+    """
 
     name: str
     argv: list[str]
@@ -40,6 +43,7 @@ class Child:
     env: dict[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
     timeout: float = 20.0
+    floor: int = 0
     cwd: Path = Path("/")
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
@@ -115,19 +119,32 @@ class Supervisor:
             self.look_after()
 
     def stop(self) -> None:
-        """End every child, last started first."""
+        """End every child, the highest floor first."""
         self.state = "stopping"
         self.note()
         self._probes.shutdown(wait=False, cancel_futures=True)
-        for child in reversed(self.children):
-            if child.process is not None and child.state != "backoff":
-                child.process.send_signal(child.stop_signal)
-                deadline = self._clock() + child.timeout
-                while not _has_ended(child) and self._clock() < deadline:
-                    time.sleep(0.02)
-                _reap(child)
+        for floor in sorted({child.floor for child in self.children}, reverse=True):
+            self._stop([child for child in self.children if child.floor == floor])
+
+    def _stop(self, children: list[Child]) -> None:
+        """End children together, each in its own time."""
+        alive = [c for c in children if c.process is not None and c.state != "backoff"]
+        asked = self._clock()
+        for child in alive:
+            assert child.process is not None
+            child.process.send_signal(child.stop_signal)
+        while alive:
+            for child in list(alive):
+                if _has_ended(child) or self._clock() - asked >= child.timeout:
+                    _reap(child)
+                    child.state = "stopped"
+                    alive.remove(child)
+                    self.note()
+            if alive:
+                time.sleep(0.02)
+        for child in children:
             child.state = "stopped"
-            self.note()
+        self.note()
 
     def note(self) -> None:
         """Write what runs to run/status.json."""

@@ -17,6 +17,7 @@ class Valkey:
 
     name = "valkey"
     stop_signal = signal.SIGTERM
+    timeout = 20.0
     user: str | None = None
 
     def __init__(self, home: Path, port: int, password: str) -> None:

@@ -105,8 +105,8 @@ class Store:
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=5,
-                read_timeout=60,
-                retries={"mode": "standard", "max_attempts": 4},
+                read_timeout=20,
+                retries={"mode": "standard", "max_attempts": 3},
                 s3={"addressing_style": "path"} if endpoint else None,
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",

@@ -4,44 +4,15 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import peft
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from lora_core import load_adapter
 from tests.conftest import WORDS
-
-
-@pytest.fixture
-def cli(tmp_path):
-    """cli(*args) -> the finished call; whatever is up at the end is taken down."""
-    home = tmp_path / "a home"
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MANYLORA_", "OPENAI_"))}
-    env |= {"MANYLORA_HOME": str(home), "MANYLORA_THREADS": "2"}
-
-    def call(*args, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "manylora.cli.main", *map(str, args)],
-            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == code, (args, done.stdout, done.stderr)
-        return done
-
-    call.home = home
-    yield call
-    if (home / "run" / "status.json").exists():
-        call("down")
-
-
-def processes(cli):
-    shown = json.loads(cli("status", "--json").stdout)["processes"]
-    return {p["name"]: p for p in shown}
 
 
 def alive(pid):
@@ -98,12 +69,12 @@ def test_from_up_to_down(cli, tiny_model_folder, tmp_path):
     load_adapter(ours, tmp_path / "out")
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-4)
 
-    before = processes(cli)
+    before = cli.processes()
     assert set(before) == {
         "postgres", "valkey", "seaweed", "api", "scheduler", "worker", "trainer",
     }  # fmt: skip
     os.kill(before["api"]["pid"], signal.SIGKILL)
-    wait_until(lambda: processes(cli)["api"]["restarts"] == 1)
+    wait_until(lambda: cli.processes()["api"]["restarts"] == 1)
     wait_until(lambda: "ftjob-" in cli_quiet(cli))
     cli("down")
     assert not any(alive(p["pid"]) for p in before.values())

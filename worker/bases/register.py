@@ -54,7 +54,8 @@ def prepare(
     if dtype not in {"bfloat16", "float32"}:
         raise UsageError(f"dtype {dtype!r} is not known", hint="bfloat16 or float32")
     cache.mkdir(parents=True, exist_ok=True)
-    done = _already(cache, name, source, dtype, chat_template)
+    local = Path(source).expanduser().exists()  # its files may be others than last time's
+    done = None if local else _already(cache, name, source, dtype, chat_template)
     if done is not None:
         progress(f"{name}: already converted")
         return read(done), done
@@ -114,7 +115,8 @@ def _convert(
     transformers.utils.logging.disable_progress_bar()
     torch_dtype = getattr(torch, dtype)
     place, options = _locate(source, scratch, progress)
-    progress("converting to safetensors (once; about a minute for Gemma 3 270M)")
+    long = "; about a minute" if "gguf_file" in options else ""
+    progress(f"converting to safetensors (once{long})")
     try:
         # The GGUF reader draws a progress bar that no setting switches off.
         with contextlib.redirect_stderr(io.StringIO()):

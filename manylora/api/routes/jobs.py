@@ -95,7 +95,7 @@ def create(
                 return _show(tx, first, caller.tenant, parts)
         base = bases.get(tx, body.model)
         resolved = hyperparameters.resolve(
-            hyperparameters.parse(asked), hidden_size=base.hidden_size
+            hyperparameters.parse(asked), hidden_size=base.hidden_size, layers=base.layers
         )
         hyperparameters.check_layers(resolved, base.layers)
         if resolved.context_length > parts.settings.max_context_length:

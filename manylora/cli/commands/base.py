@@ -93,11 +93,15 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
     return (
         item["name"],
         item.get("architecture") or "",
-        f"{count / 1e6:,.0f} M" if count else "",
+        _parameters(count) if count else "",
         item.get("dtype") or "",
         output.size(item.get("bytes")),
         (item.get("fingerprint") or "")[:12],
     )
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:,.0f} M" if count >= 1e6 else f"{count / 1e3:,.0f} k"
 
 
 @command()

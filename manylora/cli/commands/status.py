@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manylora.cli import context, output
 from manylora.cli.flags import command, folder, json_option
+
+if TYPE_CHECKING:
+    from manylora.settings import Settings
 
 
 @command()
@@ -25,7 +28,7 @@ def status(home: Path | None, as_json: bool) -> None:
     $ manylora status
     $ manylora status --json | jq .processes
     """
-    from manylora.errors import ManyloraError, UsageError
+    from manylora.errors import ManyloraError, UnavailableError, UsageError
 
     where = context.settings(home=home).home
     local: dict[str, Any] = {}
@@ -38,6 +41,8 @@ def status(home: Path | None, as_json: bool) -> None:
         service = context.connect(home=home).status()
     except ManyloraError as error:
         problem = error
+        if local.get("state") == "down" and _is_local(context.settings(home=home)):
+            problem = UnavailableError(f"nothing is up in {where}", hint="manylora up -d")
     up = local.get("state") not in (None, "down")
     if as_json:
         shown = {"message": problem.message, "code": problem.error_code} if problem else None
@@ -50,6 +55,12 @@ def status(home: Path | None, as_json: bool) -> None:
         raise problem
 
 
+def _is_local(chosen: Settings) -> bool:
+    """Whether the service that is meant is the one of this machine's home."""
+    url = chosen.api_url
+    return chosen.api_key is None or url.startswith(("http://127.0.0.1", "http://localhost"))
+
+
 def _show(local: dict[str, Any], service: dict[str, Any] | None) -> None:
     """The local processes, then the service's queue and its workers."""
     if local.get("processes"):
@@ -59,7 +70,7 @@ def _show(local: dict[str, Any], service: dict[str, Any] | None) -> None:
         )
     if service is None:
         return
-    waiting = "  ".join(f"{count} {state}" for state, count in service["queue"].items())
+    waiting = "  ".join(f"{count} {state}" for state, count in service["queue"].items() if count)
     output.facts(
         [
             ("version", f"{service['version']}, schema {service['schema']}"),

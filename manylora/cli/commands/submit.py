@@ -73,6 +73,7 @@ def submit(
         if path is not None:
             report = checked(path)
             output.talk(f"{path}: {output.counted(report.examples, 'example')}", "checked")
+    client.require_base(base)
     body["training_file"] = client.upload(file)["id"]
     if val is not None:
         body["validation_file"] = client.upload(val)["id"]

@@ -63,6 +63,7 @@ def train(
         seed=seed,
         device=device,
         progress=progress,
+        warn=lambda text: output.talk(text, "note"),
     )
     loss_plot(points)
     if as_json:

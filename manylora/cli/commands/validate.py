@@ -53,10 +53,10 @@ def validate(file: Path, fixed: Path | None, as_json: bool) -> None:
             output.data(row)
     if fixed is not None:
         output.talk(f"{fixed}: {output.counted(report.examples, 'line')}", "written")
-    elif bad:
+    elif bad and report.examples:
         output.talk(
             "fix them, or write the good ones with: "
-            f"manylora validate {file} --fix good.jsonl        (exit 3)"
+            f"manylora validate {output.quoted(file)} --fix good.jsonl        (exit 3)"
         )
     click.get_current_context().exit(3 if bad else 0)
 

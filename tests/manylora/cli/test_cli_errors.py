@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def test_bad_hyperparameters_are_found_before_anything_is_sent(
     (tmp_path / "d.jsonl").write_text(GOOD)
     done = shell("submit", "d.jsonl", "--base", "b", "--rank", "0", **NOBODY)
     assert done.returncode == 2
-    assert "lora_r" in done.stderr
+    assert "--rank" in done.stderr
+    assert "0 is not in the range" in done.stderr
 
 
 def test_version(shell: Shell) -> None:
@@ -101,6 +103,24 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(context, "connect", interrupted)
     assert main.run(["jobs"]) == 130
+
+
+def test_a_ctrl_c_that_a_library_makes_another_error_of_is_130(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from manylora.cli import context, main
+def importing():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt as error:
+        raise ImportError("could not import") from error
+context.connect = importing
+sys.argv = ["manylora", "jobs"]
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_reader_that_goes_away_is_no_traceback(shell: Shell, tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_submit_sends_nothing_of_a_bad_dataset(data: Path, service: Any, manylor
 
 
 def test_submit_detached_prints_the_id(data: Path, service: Any, manylora: Any) -> None:
+    service.answers["GET", "/v1/models/tiny"] = (200, b'{"id":"tiny"}')
     service.answers["POST", "/v1/files"] = (200, b'{"id":"file-1"}')
     service.answers["POST", JOBS] = (200, json.dumps(job("validating_files")).encode())
     words = "submit good.jsonl --base tiny --rank 8 --epochs 2 --target-modules q_proj,v_proj"

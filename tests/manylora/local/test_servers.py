@@ -51,7 +51,10 @@ def up(open_home):
         three.start(first)
         with psycopg.connect(three.urls().database_owner_url) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        s3(three.urls()).put_object(Bucket=three.urls().s3_bucket, Key="kept", Body=b"42")
+        client, bucket = s3(three.urls()), three.urls().s3_bucket
+        client.put_object(Bucket=bucket, Key="kept", Body=b"42")
+        for number in range(100):  # acknowledged a moment before it is told to stop
+            client.put_object(Bucket=bucket, Key=f"late/{number}", Body=b"%d" % number)
     finally:
         first.stop()
     pids = [one.process.pid for one in first.children]
@@ -78,6 +81,13 @@ def test_data_of_the_life_before_is_there(up):
     with psycopg.connect(urls.database_owner_url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
     assert s3(urls).get_object(Bucket=urls.s3_bucket, Key="kept")["Body"].read() == b"42"
+
+
+def test_what_was_acknowledged_just_before_the_stop_is_there(up):
+    client, bucket = s3(up[0].urls()), up[0].urls().s3_bucket
+    for number in range(100):
+        got = client.get_object(Bucket=bucket, Key=f"late/{number}")["Body"].read()
+        assert got == b"%d" % number
 
 
 def test_data_lives_in_a_home_that_can_be_reached(up, open_home):

@@ -110,7 +110,7 @@ def test_a_probe_that_raises_means_not_ready_yet(supervisor):
     assert child.state == "running"
 
 
-def test_children_stop_in_reverse_with_their_own_signal(supervisor, tmp_path):
+def test_higher_floors_stop_first_with_their_own_signal(supervisor, tmp_path):
     told = tmp_path / "told"
     ready = tmp_path / "ready"
     code = f"""
@@ -122,13 +122,32 @@ signal.signal(signal.SIGINT, end); signal.signal(signal.SIGTERM, end)
 open({str(ready)!r} + sys.argv[1], "w").close()
 signal.pause()
 """
-    for name, number in (("a", signal.SIGINT), ("b", signal.SIGTERM)):
+    for name, number, floor in (("a", signal.SIGINT, 0), ("b", signal.SIGTERM, 1)):
         at = ready.with_name(f"ready{name}")
-        child = Child(name, [*python(code), name], at.exists, stop_signal=number)
+        child = Child(name, [*python(code), name], at.exists, stop_signal=number, floor=floor)
         supervisor.start(child)
         supervisor.await_ready(child)
     supervisor.stop()
     assert told.read_text().split() == [f"b{signal.SIGTERM:d}", f"a{signal.SIGINT:d}"]
+
+
+def test_children_of_one_floor_end_together(supervisor, tmp_path):
+    """Each waits for the other's signal: one after the other, neither would end."""
+    code = """
+import os, signal, sys, time
+mine, other = sys.argv[1:]
+signal.signal(signal.SIGTERM, lambda *_: open(mine + ".told", "w").close())
+open(mine, "w").close()
+while not (os.path.exists(mine + ".told") and os.path.exists(other + ".told")): time.sleep(0.01)
+open(mine + ".ended", "w").close()
+"""
+    paths = [tmp_path / name for name in "ab"]
+    for mine, other in (paths, paths[::-1]):
+        child = Child(mine.name, [*python(code), str(mine), str(other)], mine.exists)
+        supervisor.start(child)
+        supervisor.await_ready(child)
+    supervisor.stop()
+    assert all(path.with_suffix(".ended").exists() for path in paths)
 
 
 def test_stop_ends_a_deaf_child_and_its_whole_group(supervisor, tmp_path):
