@@ -24,6 +24,7 @@ from lora_core.errors import LoraError
 from lora_core.group import LinearGroup, find_groups
 from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
+from lora_core.ops import norm
 from lora_core.ops.linear import group_product
 from lora_core.segments import Layout, Segment, Sequence
 from lora_core.weights import SlotWeights
@@ -63,6 +64,7 @@ class Forward:
         self.scale = self._head_scale()
         self.carriers: list[LoraLinear] = carry_all(model)
         find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
+        norm.take_over(model)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
         self.fused = self._can_fuse()
 

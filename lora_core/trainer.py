@@ -238,9 +238,9 @@ def _tally(segments: list[Segment]) -> Tally:
 
 def _accuracy_due(active: Active) -> bool:
     """Whether the coming step's token accuracy is measured: at the first, the last and each tenth
-    of a job's steps, for it costs a third of the head once more."""
+    step of a job, fewer in a long one, for it costs the half of the head once more."""
     step, total = active.step + 1, active.job.total_steps
-    return step in (1, total) or step % max(1, total // 10) == 0
+    return step in (1, total) or step % max(10, total // 10) == 0
 
 
 def _name(slot: int) -> str:

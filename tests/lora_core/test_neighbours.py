@@ -58,7 +58,9 @@ class Schedule:
         self.busy, self.steps = 0, 0
 
     def play(self):
-        waiting = [drawn_job(self.draw, f"j{i}", self.kind) for i in range(self.draw.randint(9, 12))]
+        waiting = [
+            drawn_job(self.draw, f"j{i}", self.kind) for i in range(self.draw.randint(9, 12))
+        ]
         waiting.append(job("wild", 1, learning_rate=1e30, schedule="constant", epochs=9))
         self.draw.shuffle(waiting)
         going: dict[str, object] = {}

@@ -23,7 +23,7 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(device == "cpu")
     # Every tensor is written before it is read: filling each with NaN first is a sixth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     card = read(folder)
