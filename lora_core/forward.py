@@ -62,6 +62,8 @@ class Forward:
         self.device = next(model.parameters()).device
         self.passes = 0
         self.scale = self._head_scale()
+        #: what the model as it came makes of the probe's sequences
+        self._before = [self._plain(sequence.ids) for sequence in self._probe()]
         self.carriers: list[LoraLinear] = carry_all(model)
         find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
         norm.take_over(model)
@@ -191,25 +193,28 @@ class Forward:
             raise LoraError("the model does more to its logits than scale, bias and soft cap")
         return scale
 
+    def _probe(self) -> list[Sequence]:
+        """A few short sequences of odd tokens."""
+        vocabulary = self.head.weight.shape[0]
+        return [
+            Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.ones(n, dtype=torch.bool))
+            for n in _PROBE_LENGTHS
+        ]
+
     @torch.no_grad()
     def _can_fuse(self) -> bool:
         """Whether sequences packed on one axis come out as each does by itself."""
         config = getattr(self.model, "config", None)
         if getattr(config, "_attn_implementation", None) != attention.NAME:
             return False
-        vocabulary = self.head.weight.shape[0]
-        sequences = [
-            Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.ones(n, dtype=torch.bool))
-            for n in _PROBE_LENGTHS
-        ]
+        sequences = self._probe()
         many = [Segment(None, (each,)) for each in sequences]
         packed = self._hidden(Layout(many, device=self.device), {})
         slack = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
         start = 0
-        for segment, sequence in zip(many, sequences, strict=True):
+        for segment, sequence, own in zip(many, sequences, self._before, strict=True):
             mine = packed[start : start + len(sequence.ids)]
             start += segment.rows
-            own = self._plain(sequence.ids)
             near = bool((mine - own).float().norm() <= slack * own.float().norm())
             alone = self._hidden(Layout([segment], device=self.device), {})[: len(sequence.ids)]
             same = bool(torch.equal(mine, alone)) or self.device.type != "cpu"

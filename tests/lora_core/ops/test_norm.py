@@ -43,6 +43,23 @@ def test_a_models_norms_are_taken_over_and_agree(kind):
     torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("plus", [0.0, 1.0])
+def test_large_weights_are_not_mistaken_for_one_more(plus):
+    class SomeRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weight = torch.linspace(20.0, 60.0, 64).bfloat16()
+            self.weight, self.eps = nn.Parameter(weight), 1e-6
+
+        def forward(self, x):
+            made = formula(x.float(), self.weight.float() + plus, self.eps)
+            return made.to(x.dtype)
+
+    model = nn.Sequential(SomeRMSNorm())
+    assert take_over(model) == 1
+    assert torch.equal(model[0].forward.factor, plus + model[0].weight.float())
+
+
 def test_a_norm_of_another_kind_is_left_alone():
     class OddRMSNorm(nn.Module):
         def __init__(self):
