@@ -7,7 +7,7 @@ Which jobs there are, and how their rows share a forward, is `trainer.py`'s.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lora_core.job import StepReport, TrainingJob
 from lora_core.optim import AdamW, clip_
 from lora_core.schedule import learning_rate
 from lora_core.segments import Segment, Sequence, cut
-from lora_core.state import State
+from lora_core.state import Best, State
 from lora_core.weights import SlotWeights
 
 
@@ -42,6 +42,9 @@ class Active:
     weights: SlotWeights
     step: int = 0
     failed: bool = False
+    stopped: bool = False
+    best: Best | None = None
+    best_weights: Tensor | None = None
     counters: dict[str, int] = field(default_factory=lambda: {"tokens": 0, "input_tokens": 0})
 
     def __post_init__(self) -> None:
@@ -55,7 +58,7 @@ class Active:
     @property
     def going(self) -> bool:
         """Whether the job has steps left."""
-        return self.step < self.job.total_steps and not self.failed
+        return self.step < self.job.total_steps and not (self.failed or self.stopped)
 
     def segments(self) -> list[Segment]:
         """The next step's examples; the dropout of each is keyed by (job seed, step, its place)."""
@@ -70,6 +73,33 @@ class Active:
         )
 
 
+def judge(active: Active, report: StepReport) -> StepReport:
+    """Take an evaluation's loss into account: the best so far, and whether patience is at its end.
+
+    A job with patience ends with the adapter that was evaluated best.
+    """
+    loss, job = report.validation_loss, active.job
+    if loss is not None and not math.isnan(loss):
+        before = active.best
+        if before is None or loss < before.loss - job.min_delta:
+            active.best = Best(report.step, loss)
+            if job.patience is not None:
+                active.best_weights = active.weights.master.clone()
+        else:
+            active.best = replace(before, waited=before.waited + 1)
+            active.stopped = job.patience is not None and active.best.waited >= job.patience
+    finished = report.finished or active.stopped
+    if finished and active.best_weights is not None:
+        active.weights.master.copy_(active.best_weights)
+        active.weights.refresh()
+    return replace(
+        report,
+        finished=finished,
+        best_step=active.best.step if active.best else None,
+        stopped_early=active.stopped and not report.finished,
+    )
+
+
 def evaluation(slot: str | None, examples: Examples) -> list[Segment]:
     """All examples, in order, without dropout keys."""
     return cut(slot, [Sequence(*examples[index]) for index in range(len(examples))])
@@ -81,12 +111,16 @@ def snapshot(active: Active) -> State:
     for name, place, shape in _places(active):
         for short, flat in _flats(active):
             tensors[f"{name}.{short}"] = flat[place].view(shape).cpu().clone()
-    return State(active.step, tensors, dict(active.counters))
+    return State(active.step, tensors, dict(active.counters), active.best)
 
 
 def restore(active: Active, state: State) -> None:
     """Put a state back. Raises: SpecError for one that does not fit; then nothing has changed."""
-    wanted = {f"{name}.{short}": shape for name, _, shape in _places(active) for short in "wmv"}
+    best = active.job.patience is not None and state.best is not None
+    if best:
+        active.best_weights = torch.empty_like(active.weights.master)
+    parts = [short for short, _ in _flats(active)]
+    wanted = {f"{name}.{short}": shape for name, _, shape in _places(active) for short in parts}
     for name in sorted(wanted.keys() | state.tensors.keys()):
         found = state.tensors.get(name)
         if found is None or found.shape != wanted.get(name) or found.dtype != torch.float32:
@@ -98,6 +132,7 @@ def restore(active: Active, state: State) -> None:
             flat[place].view(shape).copy_(state.tensors[f"{name}.{short}"])
     active.optimizer.steps = active.step = state.step
     active.counters.update(state.counters)
+    active.best = state.best
     active.weights.refresh()
 
 
@@ -147,8 +182,9 @@ def _places(active: Active) -> list[tuple[str, slice, torch.Size]]:
 
 
 def _flats(active: Active) -> list[tuple[str, Tensor]]:
-    return [
+    flats = [
         ("w", active.weights.master),
         ("m", active.optimizer.mean),
         ("v", active.optimizer.square),
     ]
+    return flats if active.best_weights is None else [*flats, ("b", active.best_weights)]

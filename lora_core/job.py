@@ -17,7 +17,9 @@ class TrainingJob:
     """One adapter to train. `batch_size` in examples, of which `accumulation` times as many make
     one optimizer step; `eval_every` in optimizer steps; `warmup_ratio` is a share of all steps;
     `seed` decides the order of the examples and the dropout, `spec.seed` where the adapter starts.
-    `max_grad_norm` may be infinite.
+    `max_grad_norm` may be infinite. With `patience` a job ends after so many evaluations in a row
+    that lower its best validation loss by no more than `min_delta`, and its adapter is then, as at
+    its last step, the one that was evaluated best.
 
     Raises: SpecError.
     """
@@ -36,6 +38,8 @@ class TrainingJob:
     max_grad_norm: float = 1.0
     seed: int = 0
     eval_every: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.examples) == 0:
@@ -54,6 +58,10 @@ class TrainingJob:
             raise SpecError(f"max_grad_norm {self.max_grad_norm} is not positive")
         if self.eval_every is not None and self.eval_every < 1:
             raise SpecError(f"eval_every {self.eval_every} is less than 1")
+        if self.patience is not None and (self.patience < 1 or self.validation is None):
+            raise SpecError("patience is at least 1 and needs validation examples")
+        if not 0 <= self.min_delta < math.inf:
+            raise SpecError(f"min_delta {self.min_delta} is not a number from 0 on")
 
     @property
     def optimizer_batch(self) -> int:
@@ -78,7 +86,8 @@ class StepReport:
     `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
     the clipping, `token_accuracy` is measured at some steps only, `tokens` are label tokens,
     `input_tokens` all tokens without padding, `seconds` wall time of this step with its
-    validation. With an `error` the step changed nothing.
+    validation. `best_step` is where the validation loss was lowest so far. With an `error` the step
+    changed nothing.
     """
 
     job_id: str
@@ -95,4 +104,6 @@ class StepReport:
     finished: bool = False
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    best_step: int | None = None
+    stopped_early: bool = False
     error: LoraError | None = None

@@ -16,7 +16,7 @@ from threading import RLock
 import torch
 from torch import nn
 
-from lora_core.active import Active, Tally, evaluation, restore, snapshot, update
+from lora_core.active import Active, Tally, evaluation, judge, restore, snapshot, update
 from lora_core.errors import LoraError, SpecError
 from lora_core.examples import Examples
 from lora_core.forward import Forward
@@ -206,10 +206,12 @@ class Trainer:
     def _validated(self, active: Active, report: StepReport) -> StepReport:
         every = active.job.eval_every
         due = report.finished or (every is not None and report.step % every == 0)
-        if active.job.validation is None or report.error is not None or not due:
+        if report.error is not None:
             return report
-        loss, accuracy = self.evaluate_slot(active.slot, active.job.validation)
-        return replace(report, validation_loss=loss, validation_accuracy=accuracy)
+        if active.job.validation is not None and due:
+            loss, accuracy = self.evaluate_slot(active.slot, active.job.validation)
+            report = replace(report, validation_loss=loss, validation_accuracy=accuracy)
+        return judge(active, report)
 
     def _slots(self, names: list[str]) -> dict[str, SlotWeights]:
         """The weights of slots, whether a job holds them or `load_adapter` filled them."""

@@ -249,3 +249,41 @@ def test_join_and_leave_wait_for_the_end_of_a_step():
     other.join()
     assert seen == [["slot0"]]
     assert {r.job_id for r in trainer.step()} == {"a", "b"}
+
+
+def test_patience_ends_a_job_with_its_best_adapter_resumed_or_not(tmp_path, one_thread):
+    held = examples(77, count=5)
+    mine = job(
+        "j", 1, epochs=30, learning_rate=3e-2, schedule="constant",
+        validation=held, eval_every=2, patience=3, min_delta=1e-3,
+    )  # fmt: skip
+
+    def end(trainer):
+        reports = []
+        while not reports or not reports[-1].finished:
+            reports.append(trainer.step()[0])
+        trainer.export("j", tmp_path)
+        return reports, (tmp_path / "adapter_model.safetensors").read_bytes()
+
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(mine)
+    reports, data = end(trainer)
+    seen = {r.step: r.validation_loss for r in reports if r.validation_loss is not None}
+    last = reports[-1]
+    assert last.stopped_early
+    assert last.step < mine.total_steps
+    assert last.step == last.best_step + 2 * 3
+    assert trainer.evaluate("j")[0] == seen[last.best_step] <= min(seen.values()) + 1e-3
+    assert seen[last.best_step] < seen[last.step]
+    assert trainer.step() == []
+
+    again = Trainer(tiny("llama"), slots=1)
+    again.join(mine)
+    for _ in range(last.best_step + 3):
+        again.step()
+    again.state("j").save(tmp_path / "state")
+    third = Trainer(tiny("llama"), slots=1)
+    third.join(mine, State.load(tmp_path / "state"))
+    rest, same = end(third)
+    assert same == data
+    assert [r.loss for r in rest] == [r.loss for r in reports[last.best_step + 3 :]]
