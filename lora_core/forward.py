@@ -26,7 +26,7 @@ from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
 from lora_core.ops import norm
 from lora_core.ops.linear import group_product
-from lora_core.segments import Layout, Segment, Sequence
+from lora_core.segments import Layout, Segment, Sequence, cut
 from lora_core.weights import SlotWeights
 
 _PROBE_LENGTHS = (5, 3, 9)
@@ -92,6 +92,17 @@ class Forward:
             scale=self.scale,
         )
         return layout, hidden.detach(), losses
+
+    def rehearse(self, segments: list[Segment]) -> None:
+        """A forward and a backward without adapters, to no effect but the time and memory."""
+        _, _, losses = self(segments, {})
+        torch.autograd.backward(losses, torch.ones_like(losses))
+
+    def probe_segments(self, count: int, length: int) -> list[Segment]:
+        """`count` sequences of `length` tokens, all of them labels, in no slot."""
+        ids = torch.arange(length) % self.head.weight.shape[0]
+        one = Sequence(ids, torch.ones(length, dtype=torch.bool))
+        return cut(None, [one] * count)
 
     def hits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Whether each row's most probable token is its label: bool [M]."""

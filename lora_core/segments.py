@@ -13,7 +13,7 @@ N rows (tokens and padding), L tokens of a sequence, M label rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -80,17 +80,21 @@ def cut(slot: str | None, sequences: Iterable[Sequence]) -> list[Segment]:
     return segments
 
 
-def micro_batches(segments: Iterable[Segment], token_budget: int) -> list[list[Segment]]:
-    """Take segments, in order, while their rows stay within the budget; one that is larger by
-    itself goes alone."""
+def micro_batches(
+    segments: Iterable[Segment],
+    token_budget: int,
+    fits: Callable[[list[Segment]], bool] = lambda _: True,
+) -> list[list[Segment]]:
+    """Take segments, in order, while their rows stay within the budget and all together `fits`;
+    one that is too large by itself goes alone."""
     parts: list[list[Segment]] = []
     size = 0
     for segment in segments:
-        if not parts or size + segment.rows > token_budget:
-            parts.append([])
-            size = 0
-        parts[-1].append(segment)
         size += segment.rows
+        if not parts or size > token_budget or not fits([*parts[-1], segment]):
+            parts.append([])
+            size = segment.rows
+        parts[-1].append(segment)
     return parts
 
 

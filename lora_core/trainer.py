@@ -10,31 +10,38 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
 import torch
 from torch import nn
 
+from lora_core import memory
 from lora_core.active import Active, Tally, evaluation, judge, restore, snapshot, update
-from lora_core.errors import LoraError, SpecError
+from lora_core.errors import LoraError, MemoryLimitError, SpecError
 from lora_core.examples import Examples
 from lora_core.forward import Forward
-from lora_core.inject import eject, inject, layers
+from lora_core.inject import eject, inject, layers, targets
 from lora_core.job import StepReport, TrainingJob
 from lora_core.peft_format import save_adapter
-from lora_core.segments import Segment, micro_batches
+from lora_core.segments import TILE, Segment, Sequence, cut, micro_batches
 from lora_core.state import State
 from lora_core.weights import SlotWeights
+
+#: sequences and their length of the steps that memory is measured on
+_PROBES = ((7, 32), (48, 32), (3, 512))
 
 
 class Trainer:
     """Owns `model` (a causal LM as transformers builds them) and its slots.
 
     `head` is the output layer (weight [V, D], optional bias [V]) of a model whose
-    `get_output_embeddings` does not tell; `token_budget` bounds the rows of one forward, and
-    changes no job's result. Thread-safe: every other method waits for the end of a running
-    `step`, so what it does takes effect at the next step boundary.
+    `get_output_embeddings` does not tell. `token_budget` bounds the rows of one forward and
+    `memory_limit` (bytes; by default nine tenths of what the device has) the memory of all, once
+    `calibrate` has measured what a step takes; neither changes a job's result. Thread-safe: every
+    other method waits for the end of a running `step`, so what it does takes effect at the next
+    step boundary.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Trainer:
         *,
         head: nn.Module | None = None,
         token_budget: int = 2048,
+        memory_limit: int | None = None,
     ) -> None:
         if slots < 1:
             raise SpecError("a trainer needs at least one slot")
@@ -57,6 +65,11 @@ class Trainer:
         model.requires_grad_(False)
         model.eval()
         self._forward = Forward(model, head)
+        self.memory_limit = memory_limit or int(0.9 * memory.available(self._forward.device))
+        self.costs: memory.Costs | None = None
+        self._idle = 0
+        #: how often the budget was halved because memory ran out
+        self.halvings = 0
 
     @property
     def fused(self) -> bool:
@@ -72,7 +85,7 @@ class Trainer:
         """Take a job in at the next step boundary, resuming from `state` if given.
 
         Returns its slot. Raises: SpecError (no free slot, bad rank, a state that does not fit),
-        TargetError; then nothing has changed.
+        TargetError, MemoryLimitError; then nothing has changed.
         """
         with self._lock:
             if job.job_id in self._active:
@@ -81,6 +94,7 @@ class Trainer:
             free = next((i for i in range(self.slots) if i not in taken), None)
             if free is None:
                 raise SpecError(f"all {self.slots} slots are taken")
+            self._admit(job)
             inject(self.model, job.spec, _name(free))
             active = Active(job, free, SlotWeights(self.model, _name(free)))
             if state is not None:
@@ -110,7 +124,7 @@ class Trainer:
             if not going:
                 return []
             began = time.perf_counter()
-            tallies = self._gradients(going)
+            tallies = self._gradients_in_memory(going)
             reports = [update(active, tallies[active.slot]) for active in going]
             reports = [
                 self._validated(active, report)
@@ -154,7 +168,7 @@ class Trainer:
         with self._lock, torch.no_grad():
             held = self._slots([slot] if slot is not None else [])
             tally = Tally()
-            for part in micro_batches(evaluation(slot, examples), self.token_budget):
+            for part in self._parts(evaluation(slot, examples)):
                 layout, hidden, losses = self._forward(part, held, training=False)
                 hits = int(self._forward.hits(hidden, layout.labels).sum())
                 tally.correct = (tally.correct or 0) + hits
@@ -165,6 +179,82 @@ class Trainer:
                 return math.nan, math.nan
             return tally.loss / tally.labels, (tally.correct or 0) / tally.labels
 
+    def calibrate(self) -> memory.Costs | None:
+        """Run three probe steps on the bare base: learn what memory steps take, and have every
+        kernel ready before the first job. None where the system does not tell."""
+        with self._lock:
+            device = self._forward.device
+            probes = [self._forward.probe_segments(*each) for each in _PROBES]
+            self._forward.rehearse(probes[0])  # what is made once is not a step's
+            points = []
+            for part in probes:
+                before = memory.held(device)
+                peak = memory.peak_of(device, partial(self._forward.rehearse, part))
+                if peak is None:
+                    return None
+                points.append((*memory.amounts(part), max(0, peak - before)))
+            self._idle = memory.held(device) - self._slot_bytes()
+            self.costs = memory.fit(points)
+            return self.costs
+
+    def predicted_peak(self) -> int | None:
+        """Bytes the next step will take at most, all that is held counted in; None before
+        `calibrate`. Predicted to be not below, and at most a quarter above, what is measured."""
+        with self._lock:
+            if self.costs is None:
+                return None
+            going = [active for active in self._active.values() if active.going]
+            parts = self._parts([s for active in going for s in active.segments()])
+            most = max((self.costs.of(part) for part in parts), default=0)
+            return self._held() + most
+
+    def _held(self) -> int:
+        """What is held between steps: what was before any job, and the slots. Counted and not
+        asked of the system, for an allocator keeps what was freed and uses it again."""
+        return self._idle + self._slot_bytes()
+
+    def _slot_bytes(self) -> int:
+        return sum(memory.slot_bytes(a.weights.master.numel()) for a in self._active.values())
+
+    def _admit(self, job: TrainingJob) -> None:
+        """Raises MemoryLimitError for a job that could never take a step."""
+        if self.costs is None:
+            return
+        names = targets(self.model, job.spec)
+        slot = memory.slot_bytes(memory.numbers_of(self.model, job.spec.r, names))
+        longest = max(range(len(job.examples)), key=lambda i: len(job.examples[i][0]))
+        segment = cut(None, [Sequence(*job.examples[longest])])
+        need = self._held() + slot + self.costs.of(segment)
+        if need > self.memory_limit:
+            raise MemoryLimitError(
+                f"the longest example ({segment[0].tokens} tokens) needs "
+                f"{need / 2**30:.2f} GiB of memory and {self.memory_limit / 2**30:.2f} GiB are "
+                "there: shorten the examples (context_length) or lower the rank"
+            )
+
+    def _parts(self, segments: list[Segment]) -> list[list[Segment]]:
+        """Micro-batches within the token budget and, once it is known, within the memory."""
+        costs = self.costs
+        if costs is None:
+            return micro_batches(segments, self.token_budget)
+        room = self.memory_limit - self._held()
+        return micro_batches(segments, self.token_budget, lambda part: costs.of(part) <= room)
+
+    def _gradients_in_memory(self, going: list[Active]) -> dict[str, Tally]:
+        """`_gradients`, again with half the budget whenever memory runs out: gradients start from
+        zero each time and no parameter has moved, so the repeat is the same step."""
+        while True:
+            try:
+                return self._gradients(going)
+            except (MemoryError, RuntimeError) as error:
+                if not memory.out_of_memory(error):
+                    raise
+                largest = max(s.rows for active in going for s in active.segments())
+                if self.token_budget <= min(TILE, largest):
+                    raise
+                self.token_budget = max(TILE, self.token_budget // 2)
+                self.halvings += 1
+
     def _gradients(self, going: list[Active]) -> dict[str, Tally]:
         """Every job's summed loss, its gradient left in its slot."""
         segments = {active.slot: active.segments() for active in going}
@@ -173,7 +263,7 @@ class Trainer:
         due = {active.slot for active in going if _accuracy_due(active)}
         for active in going:
             active.weights.grad.zero_()
-        for part in micro_batches([s for own in segments.values() for s in own], self.token_budget):
+        for part in self._parts([s for own in segments.values() for s in own]):
             self._take(part, held, tallies, due)
         return tallies
 
