@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types contracts check clean
+.PHONY: help setup demo test lint types contracts docs check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ types: setup  ## static types
 
 contracts: setup  ## who may import whom
 	"$(BIN)/lint-imports"
+
+docs: setup  ## write the tables of docs/ that come from the code
+	"$(BIN)/python" docs/generate.py
 
 check: lint types contracts test  ## all of the above
 

@@ -1,18 +1,12 @@
 """The service as Python sees it over HTTP: one typed, synchronous client, used by the CLI.
 
-Every failure becomes an error of `manylora.errors`. What is printed about it is the CLI's business.
-Downloads go straight to the object store by presigned URL and never carry the API key.
+Every failure becomes an error of `manylora.errors`. What is printed about it is the CLI's business;
+how an adapter's files come down and are verified is in fetch.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,12 +18,11 @@ import httpx2
 
 from manylora import errors, keys
 from manylora.clock import Clock, SystemClock
-from manylora.errors import IntegrityError, ManyloraError, UnavailableError, UsageError
+from manylora.errors import ManyloraError, UnavailableError, UsageError
+from manylora.fetch import Fetcher, Progress, store_down
 
 T = TypeVar("T")
 Json = dict[str, Any]
-#: told the file and how many bytes of how many have passed
-Progress = Callable[[str, int, int], None]
 
 _CHUNK = 1 << 20
 _BY_STATUS: dict[int, type[ManyloraError]] = {
@@ -55,32 +48,10 @@ _KINDS: tuple[type[ManyloraError], ...] = (
     errors.NotFoundError,
     errors.StateError,
     errors.ConflictError,
-    IntegrityError,
+    errors.IntegrityError,
     UnavailableError,
 )
 _BY_CODE = {kind.code: kind for kind in _KINDS} | {"no_adapter": errors.ConflictError}
-
-_README = """\
-# {name}
-
-A LoRA adapter for the base `{base}` (fingerprint `{fingerprint}`), trained by job `{job}`.
-Check the files at any time: `manylora verify .`
-
-## peft
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), ".")
-```
-
-## vLLM
-
-```
-vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {short}=$PWD
-```
-"""
 
 
 class Client:
@@ -256,7 +227,7 @@ class Client:
         try:
             response = self._store.put(asked["url"], content=chunks(), headers=headers)
         except httpx2.TransportError as error:
-            raise _store_down(error) from error
+            raise store_down(error) from error
         if response.status_code >= 300:
             kind = UnavailableError if response.status_code >= 500 else ManyloraError
             raise kind(f"the object store refused {path.name}: HTTP {response.status_code}")
@@ -278,156 +249,7 @@ class Client:
 
         Raises: IntegrityError when any byte is not what the manifest promises.
         """
-        from_api = self.adapter(ref)
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"{target} is a file, not a folder", param="output")
-        folder = target.resolve()
-        work: Path | None = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            whole = _replaceable(folder)
-            place = folder.parent if whole else folder
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=place))
-            names = self._download(ref, from_api, work, progress)
-            _move(work, folder, whole)
-        except OSError as error:
-            what = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise ManyloraError(
-                f"cannot write {target}: {what}",
-                code="cannot_write",
-                hint="nothing was left half-made; choose another folder with -o",
-            ) from error
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
-        return {**from_api, "folder": str(target), "fetched": names}
-
-    def _download(
-        self, ref: str, from_api: Json, work: Path, progress: Progress | None
-    ) -> list[str]:
-        """Fill `work` with the adapter's files, its manifest and a README; return their names."""
-        told = from_api["manifest"]
-        if told["sha256"] != from_api["manifest_sha256"]:
-            raise IntegrityError(f"{from_api['name']}: the API names two digests of one manifest")
-        self._get(ref, "manifest.json", told["url"], work, told["sha256"], None, progress)
-        try:
-            manifest = json.loads((work / "manifest.json").read_bytes())
-            wanted = [
-                (keys.safe_file(f["name"]), str(f["sha256"]), int(f["bytes"]))
-                for f in manifest["files"]
-            ]
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f"manifest.json cannot be read: {error}") from error
-        urls = {f["name"]: f["url"] for f in from_api["files"]}
-        for name, sha256, count in wanted:
-            if name not in urls:
-                raise IntegrityError(f"{name} is in the manifest, but the API does not offer it")
-            self._get(ref, name, urls[name], work, sha256, count, progress)
-        names = [name for name, _, _ in wanted] + ["manifest.json"]
-        if "README.md" not in names:
-            (work / "README.md").write_text(_readme(from_api, work), encoding="utf-8")
-            names.append("README.md")
-        return names
-
-    def _get(
-        self,
-        ref: str,
-        name: str,
-        url: str,
-        work: Path,
-        sha256: str,
-        count: int | None,
-        progress: Progress | None,
-    ) -> None:
-        """One file by its presigned URL; a URL that ran out meanwhile is asked for once more."""
-        link = url
-
-        def once() -> int:
-            return self._stream(link, work / name, progress)
-
-        status = self.ride_out(60.0, once)
-        if status in (401, 403, 410):
-            fresh = self.adapter(ref)
-            offered = {f["name"]: f["url"] for f in fresh["files"]}
-            link = {**offered, "manifest.json": fresh["manifest"]["url"]}.get(name, url)
-            status = self.ride_out(60.0, once)
-        if status != 200:
-            raise ManyloraError(f"the object store refused {name}: HTTP {status}")
-        problem = check_file(work / name, sha256, count)
-        if problem:
-            raise IntegrityError(
-                f"{name}: {problem}", hint="nothing was kept; try again, then tell the operator"
-            )
-
-    def _stream(self, url: str, path: Path, progress: Progress | None) -> int:
-        try:
-            with self._store.stream("GET", url) as response, path.open("wb") as out:
-                if response.status_code >= 500:
-                    raise UnavailableError(f"the object store answered {response.status_code}")
-                total = int(response.headers.get("Content-Length") or 0)
-                for chunk in response.iter_bytes(_CHUNK):
-                    out.write(chunk)
-                    if progress is not None:
-                        progress(path.name, out.tell(), total)
-                out.flush()
-                os.fsync(out.fileno())
-                return int(response.status_code)
-        except httpx2.TransportError as error:
-            raise _store_down(error) from error
-
-
-def check_file(path: Path, sha256: str, count: int | None = None) -> str | None:
-    """What is wrong with a file that should have that digest and size; None if nothing is."""
-    if not path.is_file():
-        return "missing"
-    if count is not None and path.stat().st_size != count:
-        return f"{path.stat().st_size} bytes, the manifest says {count}"
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    return None if found == sha256 else f"sha256 is {found[:12]}…, should be {sha256[:12]}…"
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether a finished folder may take this one's place by a rename."""
-    if not folder.exists():
-        return True
-    fixed = os.path.ismount(folder) or folder == Path.cwd()
-    return not fixed and not any(folder.iterdir()) and os.access(folder.parent, os.W_OK)
-
-
-def _move(work: Path, folder: Path, whole: bool) -> None:
-    """Put finished files where they belong: at one stroke, or file by file into a full folder."""
-    if whole:
-        mask = os.umask(0)
-        os.umask(mask)
-        work.chmod(0o777 & ~mask)
-        os.rename(work, folder)
-        return
-    # The manifest goes last: until then the folder does not claim to hold the new adapter.
-    for path in sorted(work.iterdir(), key=lambda p: (p.name == "manifest.json", p.name)):
-        os.replace(path, folder / path.name)
-
-
-def _readme(from_api: Json, work: Path) -> str:
-    rank: Any = "<rank>"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        rank = json.loads((work / "adapter_config.json").read_bytes()).get("r", rank)
-    name = str(from_api["name"])
-    return _README.format(
-        name=name,
-        base=from_api["base"],
-        fingerprint=from_api["base_fingerprint"],
-        job=from_api["job_id"],
-        rank=rank,
-        short=next((part for part in reversed(name.split(":")[3:4]) if part), "adapter"),
-    )
-
-
-def _store_down(error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"the object store cannot be reached: {error or type(error).__name__}",
-        hint="the service's presigned URLs must be reachable from here",
-    )
+        return Fetcher(self.adapter, self.ride_out, self._store).fetch(ref, target, progress)
 
 
 def _part(value: str) -> str:

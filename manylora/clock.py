@@ -24,7 +24,9 @@ class SystemClock:
     """The machine's clock."""
 
     def monotonic(self) -> float:
+        """Seconds since the machine started, or some such moment."""
         return time.monotonic()
 
     def wait(self, event: Event, seconds: float) -> bool:
+        """Wait at most `seconds` for `event`; True if it was set."""
         return event.wait(seconds)

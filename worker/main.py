@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from celery import signals
 from celery.worker import state as celery_state
+from sqlalchemy import select
 
 from manylora import __version__, keys
 from manylora.celery_app import make_app
@@ -69,6 +70,9 @@ class WorkerProcess:
         )
         self.store = Store(settings)
         self.stopping = Event()
+        self.over = Event()
+        self.serving: Base | None = None
+        self.supervisor: Supervisor | None = None
         self.state = "idle"
         self.note: str | None = None
         self.fingerprint: str | None = None
@@ -78,15 +82,19 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Until told to stop."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
+        self._hear_signals()
         base = self._wait_for_base()
         if base is not None:
+            heart = Thread(target=self._beat, daemon=True)
             try:
-                self._serve(base)
+                self._serve(base, heart)
             finally:
+                self._hear_signals()  # Celery put its own handlers in place
                 if self.link is not None:
                     self.link.stop()
+                self.over.set()
+                if heart.is_alive():
+                    heart.join()
         if self.restart:
             log.info("worker.new_base")
             self.database.close()
@@ -96,14 +104,23 @@ class WorkerProcess:
         self._report_quietly()
         self.database.close()
 
+    def _hear_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._told_to_stop())
+
+    def _told_to_stop(self) -> None:
+        self.restart = False  # who is told to stop does not come back with another base
+        self.stopping.set()
+
     def _wait_for_base(self) -> Base | None:
         """Report until a base is assigned and ready; None when stopped before."""
         while not self.stopping.is_set():
             try:
                 row = self._report()
-                if row.assigned_base:
+                wanted = row.assigned_base or (self.base if self.pinned else None)
+                if wanted:
                     with self.database.transaction() as tx:
-                        return bases.get(tx, row.assigned_base)
+                        return bases.get(tx, wanted)
             except UnavailableError as error:
                 log.warning("worker.waits", error=error.message)
             except UsageError as error:
@@ -111,10 +128,10 @@ class WorkerProcess:
             self.clock.wait(self.stopping, 1.0)
         return None
 
-    def _serve(self, base: Base) -> None:
-        self.state, self.base = "loading", base.name
+    def _serve(self, base: Base, heart: Thread) -> None:
+        self.state, self.base, self.serving = "loading", base.name, base
         self._report_quietly()
-        heart = Thread(target=self._beat, daemon=True)
+        heart.start()
         folder = self._fetch(base)
         if folder is None:
             return
@@ -127,13 +144,14 @@ class WorkerProcess:
             note=note,
         )
         self.link.start()
-        heart.start()
         while not self.link.ready.wait(0.5):
             if self.stopping.is_set():
                 return
             self.note = self.link.failure
         self.fingerprint = base.fingerprint
         self.queue = keys.pool_queue(base.fingerprint, self.kind)
+        if self.stopping.is_set():
+            return
         self.state, self.note = "ready", None
         self._report_quietly()
         log.info("worker.ready", base=base.name, queue=self.queue, slots=self.slots)
@@ -155,13 +173,14 @@ class WorkerProcess:
         """Run Celery in this thread until a warm shutdown."""
         assert self.link is not None
         assert self.queue is not None
-        supervisor = Supervisor(
+        self.supervisor = supervisor = Supervisor(
             self.settings, self.database, self.store, self.link, folder, self.id
         )
         app = make_app(self.settings.broker_url.get_secret_value(), queues=(self.queue,))
         register(app, supervisor)
 
         def drain(**_: Any) -> None:
+            self.restart = False
             self.state = "draining"
             supervisor.draining.set()
 
@@ -177,23 +196,43 @@ class WorkerProcess:
             loglevel=self.settings.log_level.upper(),
             quiet=True,
         )
-        self._supervisor = supervisor
         if not self.stopping.is_set():
             celery.start()
         self.stopping.set()
 
     def _beat(self) -> None:
-        while not self.clock.wait(self.stopping, min(5.0, self.settings.heartbeat_seconds)):
+        """Report until it is over; begin to leave once another base is assigned."""
+        while not self.clock.wait(self.over, min(5.0, self.settings.heartbeat_seconds)):
             try:
                 row = self._report()
+                if not self.stopping.is_set() and self._is_given_another(row):
+                    self._leave_for_another()
             except UnavailableError as error:
                 log.warning("worker.heartbeat", error=error.message)
-                continue
-            if not self.pinned and row.assigned_base not in (None, self.base):
-                self.restart = True
-                self.state = "draining"
-                celery_state.should_stop = 0
-                return
+
+    def _is_given_another(self, row: Worker) -> bool:
+        """Whether the row names a base with other files than those held here, by this name or
+        another. One that was taken away is held until there is another."""
+        if row.assigned_base is None or self.serving is None:
+            return False
+        with self.database.transaction() as tx:
+            base = tx.get(Base, row.assigned_base)
+        return (
+            base is not None
+            and base.state == "ready"
+            and base.fingerprint != self.serving.fingerprint
+        )
+
+    def _leave_for_another(self) -> None:
+        """As if told to stop (jobs are handed back with a checkpoint), but to come back."""
+        log.info("worker.leaves_base", base=self.base)
+        self.restart = True
+        self.state = "draining"
+        self._report_quietly()  # from here on the scheduler sends nothing here
+        self.stopping.set()
+        if self.supervisor is not None:
+            self.supervisor.draining.set()
+        celery_state.should_stop = 0  # a warm shutdown, and the exit code 0
 
     def _report(self) -> Worker:
         columns: dict[str, Any] = {
@@ -214,11 +253,13 @@ class WorkerProcess:
                 "numerics": self.link.numerics if self.link else {},
             },
         }
-        if self.pinned:
-            columns["assigned_base"] = self.base
         with self.database.transaction() as tx:
-            if self.pinned and self.base is not None:
-                bases.get(tx, self.base)
+            if self.pinned:
+                # Locked until this row names it, so that it is not removed in between.
+                here = select(Base.name).where(Base.name == self.base)
+                columns["assigned_base"] = tx.scalar(
+                    here.with_for_update(read=True, key_share=True)
+                )
             return workers.report(tx, self.id, **columns)
 
     def _report_quietly(self) -> None:

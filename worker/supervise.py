@@ -11,7 +11,6 @@ import queue
 import shutil
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import structlog
 from sqlalchemy import select
@@ -19,7 +18,7 @@ from sqlalchemy import select
 from manylora import keys
 from manylora.clock import Clock, SystemClock
 from manylora.errors import LostError, ManyloraError, TrainingError, UnavailableError
-from manylora.ledger import events, leases
+from manylora.ledger import leases
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, File, Job, Tenant
 from manylora.settings import Settings
@@ -73,23 +72,29 @@ class Supervisor:
         lease = Lease(self.database, self.settings, self.clock, job_id, attempt)
         folder = self.settings.folder("scratch") / f"{job_id}-{attempt:06d}"
         try:
-            return self._work(job, lease, folder)
-        except LostError:
-            with self.database.transaction() as tx:
-                leases.close(tx, job_id, attempt, "left")
+            try:
+                return self._work(job, lease, folder)
+            except LostError:
+                with self.database.transaction() as tx:
+                    leases.close(tx, job_id, attempt, "left")
+                return "lost"
+            except ManyloraError as error:
+                return self._give_up(job, lease, error)
+        except UnavailableError as error:
+            # The database is away: the lease ends by itself, and the scheduler closes the books.
+            log.warning("job.left_open", error=error.message)
             return "lost"
-        except ManyloraError as error:
-            return self._give_up(job, error)
         finally:
             lease.close()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _give_up(self, job: Job, error: ManyloraError) -> str:
+    def _give_up(self, job: Job, lease: Lease, error: ManyloraError) -> str:
         log.warning("job.gave_up", code=error.error_code, error=error.message)
         try:
+            _end(lease)
             with self.database.transaction() as tx:
                 if error.error_code in _AGAIN:
-                    leases.release(
+                    queued = leases.release(
                         tx,
                         job.id,
                         job.attempt,
@@ -97,7 +102,7 @@ class Supervisor:
                         reason=error.message,
                         counts=True,
                     )
-                    return "released"
+                    return "released" if queued else "failed"
                 leases.fail(
                     tx,
                     job.id,
@@ -129,15 +134,15 @@ class Supervisor:
             "hyperparameters": job.hyperparameters,
             "seed": job.seed,
         }
-        out = self._train(job, lease, order, resume[1] if resume else None)
-        if out is None:
+        finished = self._train(job, lease, order, resume[1] if resume else None)
+        if finished is None:
             return "released"
+        out, job.total_steps = Path(finished["folder"]), finished["step"]
         name = keys.adapter_name(job.base, tenant.name, job.suffix)
         described = publish.manifest(job, tenant.name, name, out, files, self.link.numerics)
         published = publish.upload(self.store, job, out, described)
-        lease.close()
-        lease.flush()
-        publish.commit(self.database, job, published, self.worker_id, lease.tokens)
+        _end(lease)
+        publish.commit(self.database, job, published, self.worker_id, finished["tokens"])
         log.info("job.published", adapter=name)
         return "succeeded"
 
@@ -149,24 +154,25 @@ class Supervisor:
             prepare.fetch_dataset(self.store, file, source)
             prepare.write_examples(tokenizer, source, folder / f"{name}.safetensors", length)
 
-    def _train(self, job: Job, lease: Lease, order: Message, resume: Path | None) -> Path | None:
-        """Follow the job through the trainer; the adapter's folder, or None when handed back."""
+    def _train(self, job: Job, lease: Lease, order: Message, resume: Path | None) -> Message | None:
+        """Follow the job through the trainer; its last message, or None when handed back."""
         key = order["key"]
         mailbox = self.link.listen(key)
         crashes = 0
         saved_at = self.clock.monotonic()
         heard_at = self.clock.monotonic()
-        joined = False
+        joined, born = False, 0
+        saving = False
         try:
             while True:
                 if lease.lost.is_set():
                     raise LostError(f"{job.id}: the lease is gone")
                 if self.draining.is_set() and not joined:
-                    self._hand_back(job)
+                    self._hand_back(job, lease)
                     return None
                 if not joined and self.link.ready.is_set():
-                    self.link.send({**order, "resume": str(resume) if resume else None})
-                    joined = True
+                    born = self.link.restarts
+                    joined = self._told({**order, "resume": str(resume) if resume else None})
                     heard_at = self.clock.monotonic()
                 message = self._next(mailbox)
                 now = self.clock.monotonic()
@@ -179,30 +185,39 @@ class Supervisor:
                 heard_at = now
                 event = message["ev"]
                 if event == "step":
-                    self._note_step(job, lease, message)
+                    _note_step(lease, message)
                     if self.draining.is_set():
-                        self.link.send({"op": "leave", "key": key, "checkpoint": True})
-                    elif now - saved_at > self.settings.checkpoint_seconds:
-                        saved_at = now
-                        self.link.send({"op": "checkpoint", "key": key})
+                        self._told({"op": "leave", "key": key, "checkpoint": True})
+                    elif not saving and now - saved_at > self.settings.checkpoint_seconds:
+                        saving = self._told({"op": "checkpoint", "key": key})
                 elif event == "checkpoint":
-                    resume = Path(message["folder"])
-                    checkpoint.save(self.database, self.store, job, message["step"], resume)
+                    last, resume = resume, Path(message["folder"])
+                    self._save(job, message["step"], resume)
+                    saving, saved_at = False, self.clock.monotonic()
+                    if last is not None and last != resume:
+                        shutil.rmtree(last, ignore_errors=True)
                 elif event == "finished":
-                    return Path(message["folder"])
+                    return message
                 elif event == "failed":
-                    raise _failure(message)
+                    raise TrainingError(message["message"], code=message["code"])
                 elif event == "left":
-                    self._hand_back(job)
+                    self._hand_back(job, lease)
                     return None
-                elif event == "crashed":
-                    joined = False
+                elif event == "crashed" and joined and message["restarts"] > born:
+                    joined = saving = False
                     crashes += 1
                     if crashes > 1:
                         raise UnavailableError("the trainer died twice under this job")
         finally:
-            self._leave(key)
+            self._told({"op": "leave", "key": key})
             self.link.forget(key)
+
+    def _save(self, job: Job, step: int, folder: Path) -> None:
+        """Keep a checkpoint. An outage costs this checkpoint, not the job: it trains on."""
+        try:
+            checkpoint.save(self.database, self.store, job, step, folder)
+        except UnavailableError as error:
+            log.warning("checkpoint.skipped", job_id=job.id, step=step, error=error.message)
 
     @staticmethod
     def _next(mailbox: queue.Queue[Message]) -> Message | None:
@@ -211,14 +226,17 @@ class Supervisor:
         except queue.Empty:
             return None
 
-    def _leave(self, key: str) -> None:
-        """Free the slot, whatever became of the job; a dead child has no slot to free."""
+    def _told(self, order: Message) -> bool:
+        """Give the trainer an order; False when it died, of which a message tells (or told)."""
         try:
-            self.link.send({"op": "leave", "key": key})
-        except UnavailableError:
-            log.info("trainer.already_gone", key=key)
+            self.link.send(order)
+        except UnavailableError as error:
+            log.info("trainer.not_told", op=order["op"], key=order["key"], error=error.message)
+            return False
+        return True
 
-    def _hand_back(self, job: Job) -> None:
+    def _hand_back(self, job: Job, lease: Lease) -> None:
+        _end(lease)
         with self.database.transaction() as tx:
             leases.release(
                 tx,
@@ -229,26 +247,22 @@ class Supervisor:
                 counts=False,
             )
 
-    def _note_step(self, job: Job, lease: Lease, message: Message) -> None:
-        step, total, point = message["step"], message["total_steps"], message["point"]
-        lease.progress(step, point)
-        if job.total_steps != total:
-            job.total_steps = total
-            with self.database.transaction() as tx:
-                row = tx.get(Job, job.id)
-                if row is not None and row.attempt == job.attempt:
-                    row.total_steps = total
-        if step == total or step % max(1, total // 10) == 0:
-            self._tell(job, step, total, point)
 
-    def _tell(self, job: Job, step: int, total: int, point: dict[str, Any]) -> None:
-        text = f"Step {step}/{total}: training loss={point['train_loss']:.2f}"
+def _end(lease: Lease) -> None:
+    """The last renewal: all steps and device-seconds are on the books before the attempt ends.
+
+    Raises: LostError, UnavailableError.
+    """
+    lease.close()
+    lease.flush()
+
+
+def _note_step(lease: Lease, message: Message) -> None:
+    """A step's point, and about ten times in a job's life a line of its history."""
+    step, total, point = message["step"], message["total_steps"], message["point"]
+    note = None
+    if step == total or step % max(1, total // 10) == 0:
+        note = f"Step {step}/{total}: training loss={point['train_loss']:.2f}"
         if "valid_loss" in point:
-            text += f", validation loss={point['valid_loss']:.2f}"
-        data = {"step": step, "total_steps": total, **point}
-        with self.database.transaction() as tx:
-            events.add(tx, job, text, actor=self.worker_id, kind="metrics", data=data)
-
-
-def _failure(message: Message) -> ManyloraError:
-    return TrainingError(message["message"], code=message["code"])
+            note += f", validation loss={point['valid_loss']:.2f}"
+    lease.progress(step, total, point, note)

@@ -118,18 +118,19 @@ for _table in COMMANDS.values():
 
 
 def _report(error: ManyloraError, as_json: bool) -> int:
+    hint = error.hint or error.default_hint
     if as_json:
         body = {
             "message": error.message,
             "type": type(error).__name__,
             "code": error.error_code,
             "param": error.param,
-            "hint": error.hint,
+            "hint": hint,
             "exit_code": error.exit_code,
         }
         output.document({"error": body})
     else:
-        output.error(error.message, error.hint)
+        output.error(error.message, hint)
     return error.exit_code
 
 

@@ -26,7 +26,9 @@ _BOM = b"\xef\xbb\xbf"
 class Readable(Protocol):
     """Anything that yields bytes by `read(n)`: a file, an upload, an object's body."""
 
-    def read(self, n: int, /) -> bytes: ...
+    def read(self, n: int, /) -> bytes:
+        """At most `n` bytes; none at the end."""
+        ...
 
 
 def validate_path(path: Path | str, limits: Limits, good: IO[bytes] | None = None) -> Report:

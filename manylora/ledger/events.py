@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from manylora import keys
+from manylora.errors import NotFoundError
 from manylora.ledger.tables import Event, Job, Metric
 
 
@@ -46,12 +47,19 @@ def add(
 def page(
     tx: Session, tenant_id: uuid.UUID, job_id: str, *, after: str | None, limit: int
 ) -> tuple[list[Event], bool]:
-    """Events of a job, newest first, after the one called `after`; and whether there are more."""
+    """Events of a job, newest first, after the one called `after`; and whether there are more.
+
+    Raises: NotFoundError for no such job or one of another tenant.
+    """
     query = select(Event).where(Event.job_id == job_id, Event.tenant_id == tenant_id)
     if after is not None:
         seq = tx.scalar(select(Event.seq).where(Event.id == after, Event.job_id == job_id))
         query = query.where(Event.seq < (seq if seq is not None else 0))
     rows = list(tx.scalars(query.order_by(Event.seq.desc()).limit(limit + 1)))
+    if not rows:
+        mine = select(Job.id).where(Job.id == job_id, Job.tenant_id == tenant_id)
+        if tx.scalar(mine) is None:
+            raise NotFoundError(f"no job {job_id}", param="fine_tuning_job_id")
     return rows[:limit], len(rows) > limit
 
 

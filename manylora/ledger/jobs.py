@@ -87,7 +87,7 @@ def move(
     """Make one legal move (see `states.MOVES`) by compare-and-set, with its event.
 
     `attempt` is the token; moves that need one are refused without it. `columns` are written in
-    the same statement.
+    the same statement. A dispatch raises the attempt.
     Raises: LostError when no row matched: the job is elsewhere, or another attempt owns it.
     """
     sources, target, needs_token = MOVES[name]
@@ -98,7 +98,9 @@ def move(
     where = [Job.id == job_id, Job.state.in_([s.value for s in sources])]
     if attempt is not None:
         where.append(Job.attempt == attempt)
-    if target is not JobState.DISPATCHED:
+    if target is JobState.DISPATCHED:
+        columns["attempt"] = Job.attempt + 1  # in this very statement: its event carries it too
+    else:
         columns.setdefault("dispatch_deadline", None)
     if target in FINAL:
         columns.setdefault("finished_at", func.clock_timestamp())

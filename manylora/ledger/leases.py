@@ -4,9 +4,11 @@ decides liveness, and it is the database's time."""
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from manylora import keys
@@ -33,12 +35,9 @@ def dispatch(tx: Session, job_id: str, *, queue: str, deadline_seconds: float) -
         "dispatch",
         actor="scheduler",
         message="A slot is free: sent to the pool",
-        attempt=None,
         dispatch_deadline=_in(deadline_seconds),
         waiting_for=None,
     )
-    job.attempt += 1
-    tx.flush()
     tx.add(Attempt(job_id=job_id, attempt=job.attempt, queue=queue))
     return job.attempt
 
@@ -74,27 +73,34 @@ def renew(
     step: int,
     device_seconds: float,
     points: list[tuple[int, dict[str, Any]]],
+    total_steps: int | None = None,
+    notes: Sequence[tuple[str, dict[str, Any]]] = (),
 ) -> None:
-    """Extend the lease and report progress: step, device-seconds of this attempt, metric points.
+    """Extend the lease and report progress: step, device-seconds of this attempt, metric points,
+    and `notes` (message, data) for the job's history.
 
     Raises: LostError when the attempt is no longer the job's, or the job is no longer running
     (cancelled, for one): leave the slot.
     """
-    held = tx.scalar(
+    job = tx.scalar(
         update(Job)
         .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING.value)
-        .values(step=step)
-        .returning(Job.id)
+        .values(step=step, total_steps=func.coalesce(total_steps, Job.total_steps))
+        .returning(Job)
+        .execution_options(populate_existing=True)
     )
-    if held is None:
+    if job is None:
         state = tx.scalar(select(Job.state).where(Job.id == job_id))
         raise LostError(f"{job_id}: attempt {attempt} lost it", details={"state": state})
-    tx.execute(
+    worker_id = tx.scalar(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.attempt == attempt)
         .values(lease_expires_at=_in(ttl_seconds), last_step=step, device_seconds=device_seconds)
+        .returning(Attempt.worker_id)
     )
     events.add_metrics(tx, job_id, attempt, points)
+    for message, data in notes:
+        events.add(tx, job, message, actor=str(worker_id), kind="metrics", data=data)
 
 
 def close(tx: Session, job_id: str, attempt: int, outcome: str) -> None:
@@ -161,14 +167,16 @@ def release(
     reason: str,
     counts: bool,
     most_failures: int = 3,
-) -> None:
+) -> bool:
     """Hand a running job back to the queue; with `counts` it costs one of its failures.
 
-    A job that has used up its failures is failed instead. Raises: LostError.
+    A job that has used up its failures is failed instead: then the answer is False.
+    Raises: LostError.
     """
     failures = tx.scalar(select(Job.failures).where(Job.id == job_id)) or 0
     outcome = "lost" if counts else "released"
-    if counts and failures + 1 >= most_failures:
+    spent = counts and failures + 1 >= most_failures
+    if spent:
         jobs.move(
             tx,
             job_id,
@@ -193,21 +201,24 @@ def release(
             failures=failures + (1 if counts else 0),
         )
     close(tx, job_id, attempt, outcome)
+    return not spent
 
 
 def rescue(tx: Session, *, limit: int = 100) -> list[str]:
     """Take back what nobody holds: expired leases, wake-ups past their deadline, open books of
     attempts whose job has moved on. Returns the ids of the jobs that are queued again."""
     back: list[str] = []
+    # Both rows are locked: what PostgreSQL locks it reads anew, so that a lease renewed since this
+    # statement began is seen as it is.
     expired = tx.execute(
         select(Job.id, Job.attempt)
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
         .where(Job.state == JobState.RUNNING.value, Attempt.lease_expires_at < _NOW)
         .limit(limit)
-        .with_for_update(of=Job, skip_locked=True)
+        .with_for_update(of=(Job, Attempt), skip_locked=True)
     ).all()
     for job_id, attempt in expired:
-        release(
+        queued = release(
             tx,
             job_id,
             attempt,
@@ -215,7 +226,8 @@ def rescue(tx: Session, *, limit: int = 100) -> list[str]:
             reason="its worker has not been heard of",
             counts=True,
         )
-        back.append(job_id)
+        if queued:
+            back.append(job_id)
     unclaimed = tx.execute(
         select(Job.id, Job.attempt)
         .where(Job.state == JobState.DISPATCHED.value, Job.dispatch_deadline < _NOW)
@@ -258,7 +270,8 @@ def add_checkpoint(
     manifest_sha256: str,
     metrics: dict[str, Any],
 ) -> None:
-    """Record a checkpoint whose manifest is in the store, guarded by the token.
+    """Record a checkpoint whose manifest is in the store, guarded by the token. One of the same
+    step of the same attempt is replaced, as its objects are.
 
     Raises: LostError.
     """
@@ -269,16 +282,20 @@ def add_checkpoint(
     )
     if held is None:
         raise LostError(f"{job.id}: attempt {job.attempt} lost it")
-    tx.add(
-        Checkpoint(
-            id=keys.checkpoint_id(),
-            tenant_id=job.tenant_id,
-            job_id=job.id,
-            attempt=job.attempt,
-            step=step,
-            prefix=prefix,
-            manifest_sha256=manifest_sha256,
-            metrics=metrics,
+    statement = insert(Checkpoint).values(
+        id=keys.checkpoint_id(),
+        tenant_id=job.tenant_id,
+        job_id=job.id,
+        attempt=job.attempt,
+        step=step,
+        prefix=prefix,
+        manifest_sha256=manifest_sha256,
+        metrics=metrics,
+    )
+    tx.execute(
+        statement.on_conflict_do_update(
+            constraint="checkpoints_once",
+            set_={"manifest_sha256": manifest_sha256, "metrics": metrics},
         )
     )
 

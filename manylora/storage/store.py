@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import IO, Any
 from urllib.parse import urlparse
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -55,6 +57,28 @@ def _plain_errors(what: str) -> Iterator[None]:
             f"the object store cannot be reached ({type(error).__name__})",
             hint="is it up? `manylora status` shows the embedded one; then try again",
         ) from error
+
+
+class _Stream(io.RawIOBase):
+    """The bytes of an object as they come; a connection that breaks off is an outage."""
+
+    def __init__(self, what: str, body: Any) -> None:
+        super().__init__()
+        self._what = what
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _plain_errors(self._what):
+            chunk: bytes = self._body.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
 
 
 class Store:
@@ -128,13 +152,17 @@ class Store:
     def put_file(self, key: str, path: Path) -> None:
         """Store a file, in parts when it is large; the store checks each part's SHA-256."""
         with _plain_errors(key):
-            self._client.upload_file(
-                str(path),
-                self.bucket,
-                key,
-                ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-                Config=TransferConfig(multipart_chunksize=64 * _CHUNK, max_concurrency=2),
-            )
+            try:
+                self._client.upload_file(
+                    str(path),
+                    self.bucket,
+                    key,
+                    ExtraArgs={"ChecksumAlgorithm": "SHA256"},
+                    Config=TransferConfig(multipart_chunksize=64 * _CHUNK, max_concurrency=2),
+                )
+            except S3UploadFailedError as error:
+                # boto3 hides the answer in an error of no family; its cause is the ClientError.
+                raise (error.__context__ or error) from error
 
     def get_bytes(self, key: str) -> bytes:
         """A small object's bytes. Raises: NotFoundError."""
@@ -143,10 +171,11 @@ class Store:
             return body
 
     def open(self, key: str) -> IO[bytes]:
-        """A stream over an object's bytes. Raises: NotFoundError."""
+        """A stream over an object's bytes. Raises: NotFoundError; UnavailableError, also later
+        from a read, when the connection breaks off."""
         with _plain_errors(key):
-            stream: IO[bytes] = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-            return stream
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+        return io.BufferedReader(_Stream(key, body), _CHUNK)
 
     def get_file(self, key: str, path: Path, sha256: str) -> None:
         """Fetch an object into `path`; it appears there only when its digest is `sha256`.

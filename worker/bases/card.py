@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from manylora.errors import IntegrityError, UnknownBaseError
-from manylora.storage.store import sha256_of
+from manylora.errors import UnknownBaseError
 
 CARD = "base.json"
 
@@ -34,7 +34,9 @@ class Card:
     def write(self, folder: Path) -> None:
         """Put the card into the base's folder; a folder with a card is complete."""
         text = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-        (folder / CARD).write_text(text, encoding="utf-8")
+        part = folder / f".{CARD}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, folder / CARD)
 
 
 def fingerprint(dtype: str, files: list[dict[str, Any]]) -> str:
@@ -71,11 +73,3 @@ def find(cache: Path, name: str) -> Path:
             hint=f"cached: {', '.join(sorted(known)) or 'none'}; manylora base add NAME",
         )
     return known[name]
-
-
-def verify(folder: Path, card: Card) -> None:
-    """Raises: IntegrityError unless every file of the card is there with its digest."""
-    for file in card.files:
-        path = folder / file["name"]
-        if not path.is_file() or sha256_of(path) != file["sha256"]:
-            raise IntegrityError(f"{path.name} of base {card.name} is damaged or missing")

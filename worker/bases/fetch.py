@@ -7,12 +7,13 @@ from pathlib import Path
 
 from manylora import keys
 from manylora.ledger.tables import Base
-from manylora.storage.store import Store
-from worker.bases.card import CARD, Card, read, verify
+from manylora.storage.store import Store, sha256_of
+from worker.bases.card import CARD, Card
 
 
 def ensure(store: Store, cache: Path, base: Base) -> Path:
-    """The folder of a base, fetched if this machine lacks it; every digest is checked.
+    """The folder of a base: what this machine lacks, or holds damaged, is fetched; every digest
+    is checked.
 
     Two workers of one machine wait for each other. Raises: IntegrityError, NotFoundError,
     UnavailableError.
@@ -21,16 +22,14 @@ def ensure(store: Store, cache: Path, base: Base) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{base.fingerprint}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / CARD).is_file():
-            verify(folder, read(folder))
-            return folder
         folder.mkdir(exist_ok=True)
         for file in base.files:
-            store.get_file(
-                keys.base_key(base.fingerprint, file["name"]),
-                folder / file["name"],
-                file["sha256"],
-            )
+            path = folder / keys.safe_file(file["name"])
+            if path.is_file() and sha256_of(path) == file["sha256"]:
+                continue
+            store.get_file(keys.base_key(base.fingerprint, path.name), path, file["sha256"])
+        if (folder / CARD).is_file():
+            return folder
         Card(
             name=base.name,
             fingerprint=base.fingerprint,

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,7 @@ def _convert(
     """Load by transformers, save as safetensors; returns the card's facts."""
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     transformers.utils.logging.set_verbosity_error()
@@ -120,7 +122,7 @@ def _convert(
                 place, dtype=torch_dtype, trust_remote_code=False, **_weights(options)
             )
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, SafetensorError, struct.error) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{source} cannot be loaded as a causal LM: {first}") from error
     model.save_pretrained(made, max_shard_size="2GB")

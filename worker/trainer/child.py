@@ -193,8 +193,10 @@ class Child:
             except OSError as error:
                 self._fail(key, error)
                 return
+            tokens = self._trainer.state(key).counters["tokens"]
             self._leave(key)
-            self._send({"ev": "finished", "key": key, "folder": str(out), "step": report.step})
+            done = {"folder": str(out), "step": report.step, "tokens": tokens}
+            self._send({"ev": "finished", "key": key, **done})
 
     def _send(self, message: Message) -> None:
         try:

@@ -7,6 +7,7 @@ From it: {ev: ready|joined|step|checkpoint|finished|failed|left|broken, …}; al
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -46,30 +47,43 @@ class TrainerLink:
         self._listeners: dict[str, queue.Queue[Message]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._closing = False
+        self._closing = Event()
+        self._starting = Lock()
         self.ready = Event()
         self.numerics: dict[str, Any] = {}
         self.restarts = 0
         self.failure: str | None = None
 
     def start(self) -> None:
-        """Start the child; `ready` is set once it holds the base."""
-        ours, theirs = socket.socketpair()
-        env = {k: os.environ[k] for k in _KEPT_ENV if k in os.environ}
-        env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            [*self._argv, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            start_new_session=True,
-            env=env,
-        )
-        theirs.close()
-        self._socket = ours
-        self._send(self._order)
-        self._write_note("starting")
-        Thread(target=self._read, args=(ours, self._process), daemon=True).start()
+        """Start the child, unless `stop` was called; `ready` is set once it holds the base."""
+        with self._starting:
+            if self._closing.is_set():
+                return
+            ours, theirs = socket.socketpair()
+            env = {k: os.environ[k] for k in _KEPT_ENV if k in os.environ}
+            env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+            self._process = subprocess.Popen(
+                [*self._argv, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                start_new_session=True,
+                env=env,
+            )
+            theirs.close()
+            self._socket = ours
+            self._write_note("starting")
+            reader = Thread(
+                target=self._read,
+                args=(ours, self._process),
+                name=f"trainer-{self._process.pid}",
+                daemon=True,
+            )
+            reader.start()
+        try:
+            self._send(self._order)
+        except UnavailableError:
+            log.warning("trainer.died_at_once")  # its reader starts the next one
 
     def listen(self, key: str) -> queue.Queue[Message]:
         """The mailbox of one job."""
@@ -93,13 +107,15 @@ class TrainerLink:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self, timeout: float = 20.0) -> None:
-        """End the child for good."""
-        self._closing = True
-        process = self._process
-        if process is None:
+        """End the child for good: no other one is started after this."""
+        self._closing.set()
+        with self._starting:
+            process, ours = self._process, self._socket
+        if process is None or ours is None:
             return
-        if self._socket is not None:
-            self._socket.close()
+        with contextlib.suppress(OSError):
+            # Not close(): the reader's file holds the socket open, and the child would not hear.
+            ours.shutdown(socket.SHUT_RDWR)
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -128,21 +144,20 @@ class TrainerLink:
                 for line in lines:
                     self._deliver(json.loads(line))
         except (OSError, ValueError) as error:
-            if not self._closing:
+            if not self._closing.is_set():
                 log.warning("trainer.link_broken", error=str(error))
         code = process.wait()
         self.ready.clear()
         ours.close()
-        if self._closing:
+        if self._closing.is_set():
             return
         self.restarts += 1
         log.error("trainer.died", code=code, restarts=self.restarts)
         with self._lock:
             for mailbox in self._listeners.values():
-                mailbox.put({"ev": "crashed", "code": code})
+                mailbox.put({"ev": "crashed", "code": code, "restarts": self.restarts})
         # A child that never got ready backs off, at most 5 s, so that a broken base does not spin.
-        if not self._closing:
-            Event().wait(min(5.0, 0.2 * self.restarts))
+        if not self._closing.wait(min(5.0, 0.2 * self.restarts)):
             self.start()
 
     def _deliver(self, message: Message) -> None:
@@ -150,8 +165,8 @@ class TrainerLink:
         if event == "ready":
             self.numerics = message["numerics"]
             self.failure = None
-            self.ready.set()
             self._write_note("running")
+            self.ready.set()
         elif event == "broken":
             self.failure = message["message"]
             log.error("trainer.broken", message=self.failure)

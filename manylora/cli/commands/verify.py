@@ -22,8 +22,8 @@ def verify(where: Path, as_json: bool) -> None:
     $ manylora verify ./support
     $ manylora verify ./support --json | jq .ok
     """
-    from manylora.client import check_file
     from manylora.errors import IntegrityError, UsageError
+    from manylora.fetch import check_file
     from manylora.keys import safe_file
 
     path = where / "manifest.json"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from manylora import client as module
 from manylora import errors
+from manylora import fetch as module
 from manylora.client import Client
 
 CONFIG = b'{"r": 8}'

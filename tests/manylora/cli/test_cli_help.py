@@ -29,6 +29,7 @@ HEAVY = [
     "numpy",
     "tokenizers",
     "manylora.client",
+    "manylora.fetch",
     "manylora.settings",
     "manylora.ledger",
 ]
