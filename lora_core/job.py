@@ -85,8 +85,8 @@ class StepReport:
 
     `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
     the clipping, `token_accuracy` is measured at some steps only, `tokens` are label tokens,
-    `input_tokens` all tokens without padding, `seconds` wall time of this step with its
-    validation. `best_step` is where the validation loss was lowest so far. With an `error` the step
+    `input_tokens` all tokens without padding, `seconds` the job's share of the device time: of a
+    shared step by its tokens, and its own evaluation. `best_step` is where the validation loss was lowest so far. With an `error` the step
     changed nothing.
     """
 

@@ -126,12 +126,12 @@ class Trainer:
             began = time.perf_counter()
             tallies = self._gradients_in_memory(going)
             reports = [update(active, tallies[active.slot]) for active in going]
-            reports = [
-                self._validated(active, report)
+            shared = time.perf_counter() - began
+            tokens = sum(report.input_tokens for report in reports)
+            return [
+                self._validated(active, report, shared * report.input_tokens / tokens)
                 for active, report in zip(going, reports, strict=True)
             ]
-            seconds = time.perf_counter() - began
-            return [replace(report, seconds=seconds) for report in reports]
 
     def state(self, job_id: str) -> State:
         """A copy of a job's resumable state. Raises: SpecError for an unknown job."""
@@ -293,15 +293,17 @@ class Trainer:
                 hits = int(self._forward.hits(hidden[mine], layout.labels[mine]).sum())
                 tally.correct = (tally.correct or 0) + hits
 
-    def _validated(self, active: Active, report: StepReport) -> StepReport:
+    def _validated(self, active: Active, report: StepReport, seconds: float) -> StepReport:
+        """The report with its evaluation, if one is due, and the device time both took."""
+        began = time.perf_counter()
         every = active.job.eval_every
         due = report.finished or (every is not None and report.step % every == 0)
         if report.error is not None:
-            return report
+            return replace(report, seconds=seconds)
         if active.job.validation is not None and due:
             loss, accuracy = self.evaluate_slot(active.slot, active.job.validation)
             report = replace(report, validation_loss=loss, validation_accuracy=accuracy)
-        return judge(active, report)
+        return replace(judge(active, report), seconds=seconds + time.perf_counter() - began)
 
     def _slots(self, names: list[str]) -> dict[str, SlotWeights]:
         """The weights of slots, whether a job holds them or `load_adapter` filled them."""
