@@ -85,9 +85,9 @@ class StepReport:
 
     `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
     the clipping, `token_accuracy` is measured at some steps only, `tokens` are label tokens,
-    `input_tokens` all tokens without padding, `seconds` the job's share of the device time: of a
-    shared step by its tokens, and its own evaluation. `best_step` is where the validation loss was lowest so far. With an `error` the step
-    changed nothing.
+    `input_tokens` all tokens without padding. `seconds` is the job's share of the device time: of
+    a shared step by its tokens, and its own evaluation. `best_step` is where the validation loss
+    was lowest so far. With an `error` the step changed nothing.
     """
 
     job_id: str
