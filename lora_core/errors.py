@@ -4,7 +4,8 @@ LoraError
 ├── SpecError       rank, alpha, dropout or a hyperparameter out of range
 ├── TargetError     target modules that match no layer
 ├── FormatError     an adapter folder that cannot be read
-└── DivergedError   a loss or gradient that is no number any more
+├── DivergedError   a loss or gradient that is no number any more
+└── MemoryLimitError  a job whose longest example does not fit into memory
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ class FormatError(LoraError):
     """A folder that is no adapter this package can load."""
 
     code = "invalid_adapter"
+
+
+class MemoryLimitError(LoraError):
+    """What a job's largest segment needs is more than there is; the message has both numbers."""
+
+    code = "out_of_memory"
 
 
 class DivergedError(LoraError):

@@ -1,45 +1,55 @@
-"""One forward of a causal LM on examples: micro-batches, padding, hidden states, loss.
+"""Segments through a causal LM: one forward of the base for all slots of a micro-batch, and the
+loss of every label row.
 
-Knows transformers' conventions by duck typing; knows nothing of slots, jobs or optimizers.
+Knows transformers' conventions by duck typing; knows nothing of jobs, optimizers or budgets. A
+model is tried out once: where packing sequences on one axis gives what each gives alone, to the
+last bit on a CPU, forwards are fused; where not (its attention is not ours, it mixes tokens in
+other ways, it routes tokens to experts), each sequence goes through the base by itself.
 
-B rows (examples), T tokens, D width, V vocabulary, N label rows.
+N rows, D width, V vocabulary, M label rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core.loss import token_loss
+from lora_core import attention, loss
+from lora_core.errors import LoraError
+from lora_core.group import LinearGroup, find_groups
+from lora_core.inject import carry_all, focus_of
+from lora_core.layer import LoraLinear
+from lora_core.ops import norm
+from lora_core.ops.linear import group_product
+from lora_core.segments import Layout, Segment, Sequence, cut
+from lora_core.weights import SlotWeights
 
-Row = tuple[Tensor, Tensor]
+_PROBE_LENGTHS = (5, 3, 9)
 
 
-def micro_batches(rows: list[Row], token_budget: int) -> list[list[Row]]:
-    """Split rows, in order, so that B x T with padding stays within the budget; a row longer
-    than that goes alone."""
-    parts: list[list[Row]] = []
-    longest = 0
-    for row in rows:
-        grown = max(longest, len(row[0]))
-        if parts and grown * (len(parts[-1]) + 1) <= token_budget:
-            parts[-1].append(row)
-            longest = grown
-        else:
-            parts.append([row])
-            longest = len(row[0])
-    return parts
+class Pass:
+    """One forward under way (`layer.Work`): where the rows are whose, and what their slots hold."""
+
+    def __init__(self, layout: Layout, slots: dict[str, SlotWeights], anchor: Tensor) -> None:
+        self.layout = layout
+        self.slots = slots
+        self._anchor = anchor
+
+    def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
+        """Base and adapters of a group for x [..., D]."""
+        return group_product(x, self._anchor, group, self.layout, self.slots)
 
 
 class Forward:
-    """Summed loss of rows through a model and its frozen head.
+    """A model made ready: every linear layer carries slots and belongs to a group.
 
-    Where the model's logits are plainly softcap(h W^T + b), which is tried out once on four
-    tokens, the head runs in chunks on label rows; else (scaled logits and other extras) the
-    model's own logits are taken, whole.
+    `fused` says whether sequences share a forward, `passes` counts the base's forwards. Raises:
+    LoraError for a model whose logits are not softcap(scale (h W^T + b)).
     """
 
     def __init__(self, model: nn.Module, head: nn.Module | None = None) -> None:
@@ -49,64 +59,176 @@ class Forward:
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
-        self.chunked = self._head_is_plain()
+        self.device = next(model.parameters()).device
+        self.passes = 0
+        self.scale = self._head_scale()
+        #: what the model as it came makes of the probe's sequences
+        self._before = [self._plain(sequence.ids) for sequence in self._probe()]
+        self.carriers: list[LoraLinear] = carry_all(model)
+        find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
+        norm.take_over(model)
+        self._anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self.fused = self._can_fuse()
 
-    def __call__(self, rows: list[Row]) -> tuple[Tensor, Tensor, int]:
-        """Summed loss (float32 scalar), tokens predicted right, and label tokens of one
-        micro-batch. Padded on the right; the state at t predicts the token at t + 1."""
-        ids, attention, wanted = self._pad(rows)
-        learn = wanted[:, 1:]
-        labels = ids[:, 1:][learn]
-        count = int(learn.sum())
-        if self.chunked:
-            hidden = self._hidden(ids, attention)[:, :-1][learn]
-            bias = getattr(self.head, "bias", None)
-            total, correct = token_loss(
-                hidden, self.head.weight, labels, bias=bias, softcap=self.softcap
+    def __call__(
+        self, segments: list[Segment], slots: dict[str, SlotWeights], *, training: bool = True
+    ) -> tuple[Layout, Tensor, Tensor]:
+        """The segments' layout, their label rows' states [M, D] and losses float32 [M].
+
+        `slots` holds the weights of every slot the segments name. The losses may be taken
+        backward: the gradients go into `slots`.
+        """
+        if self.fused:
+            layout = Layout(segments, training=training, device=self.device)
+            hidden = self._hidden(layout, slots)[layout.label_rows]
+        else:
+            layout, hidden = self._apart(segments, slots, training)
+        losses = loss.row_loss(
+            hidden,
+            self.head.weight,
+            layout.labels,
+            bias=getattr(self.head, "bias", None),
+            softcap=self.softcap,
+            scale=self.scale,
+        )
+        return layout, hidden.detach(), losses
+
+    def rehearse(self, segments: list[Segment]) -> None:
+        """A forward and a backward without adapters, to no effect but the time and memory."""
+        _, _, losses = self(segments, {})
+        torch.autograd.backward(losses, torch.ones_like(losses))
+
+    def probe_segments(self, count: int, length: int) -> list[Segment]:
+        """`count` sequences of `length` tokens, all of them labels, in no slot."""
+        ids = torch.arange(length) % self.head.weight.shape[0]
+        one = Sequence(ids, torch.ones(length, dtype=torch.bool))
+        return cut(None, [one] * count)
+
+    def hits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Whether each row's most probable token is its label: bool [M]."""
+        return loss.right(
+            hidden,
+            self.head.weight,
+            labels,
+            bias=getattr(self.head, "bias", None),
+            softcap=self.softcap,
+        )
+
+    def _apart(
+        self, segments: list[Segment], slots: dict[str, SlotWeights], training: bool
+    ) -> tuple[Layout, Tensor]:
+        """Every sequence through the base by itself; the layout is that of all together."""
+        layout = Layout(segments, tile=None, training=training, device=self.device)
+        states = []
+        for segment in segments:
+            for sequence in segment.sequences:
+                alone = Layout(
+                    [Segment(segment.slot, (sequence,))],
+                    tile=None,
+                    training=training,
+                    device=self.device,
+                )
+                states.append(self._hidden(alone, slots)[alone.label_rows])
+        return layout, torch.cat(states)
+
+    def _hidden(self, layout: Layout, slots: dict[str, SlotWeights]) -> Tensor:
+        """Last hidden states [N, D]."""
+        self.passes += 1
+        with self._at_work(Pass(layout, slots, self._anchor)), attention.over(layout):
+            decoder = getattr(self.model, self.model.base_model_prefix)
+            out = decoder(
+                input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False
             )
-            return total, correct, count
-        out = self.model(input_ids=ids, attention_mask=attention, use_cache=False)
-        logits = out.logits[:, :-1][learn].float()
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return total, (logits.detach().argmax(dim=-1) == labels).sum(), count
+        hidden: Tensor = out.last_hidden_state
+        return hidden[0]
 
-    def _pad(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids int64, attention mask int64, label mask bool, each [B, T]."""
-        device = next(self.model.parameters()).device
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        attention = torch.zeros_like(ids)
-        wanted = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for i, (tokens, mask) in enumerate(rows):
-            ids[i, : len(tokens)] = tokens
-            attention[i, : len(tokens)] = 1
-            wanted[i, : len(mask)] = mask
-        return ids.to(device), attention.to(device), wanted.to(device)
+    @contextmanager
+    def _at_work(self, work: Pass) -> Iterator[None]:
+        focus = focus_of(self.model)
+        if focus is None:
+            raise LoraError("the model has no linear layer an adapter could sit on")
+        focus.work = work
+        try:
+            yield
+        finally:
+            focus.work = None
+            for carrier in self.carriers:
+                if carrier.group is not None:
+                    carrier.group.forget()
 
-    def _hidden(self, ids: Tensor, attention: Tensor) -> Tensor:
-        decoder = getattr(self.model, self.model.base_model_prefix)
-        hidden: Tensor = decoder(
-            input_ids=ids, attention_mask=attention, use_cache=False
-        ).last_hidden_state
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The base without adapters, gradients or fused steps."""
+        focus = focus_of(self.model)
+        slot = focus.slot if focus is not None else None
+        if focus is not None:
+            focus.slot = None
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if focus is not None:
+                focus.slot = slot
+
+    def _plain(self, ids: Tensor) -> Tensor:
+        """The model's own last hidden states [T, D] of one sequence."""
+        with self._bare():
+            decoder = getattr(self.model, self.model.base_model_prefix)
+            out = decoder(input_ids=ids.to(self.device)[None], use_cache=False)
+        hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
     @torch.no_grad()
-    def _head_is_plain(self) -> bool:
-        """Whether hidden states, head and soft cap give the model's own logits."""
+    def _head_scale(self) -> float:
+        """What the model multiplies its logits with: tried out on four tokens."""
         weight = getattr(self.head, "weight", None)
         prefix = getattr(self.model, "base_model_prefix", "")
         if weight is None or not prefix or not hasattr(self.model, prefix):
-            return False
-        ids = torch.arange(4, device=weight.device)[None] % weight.shape[0]
-        attention = torch.ones_like(ids)
-        hidden = self._hidden(ids, attention)
-        if hidden.shape[-1] != weight.shape[1]:
-            return False
-        logits = F.linear(hidden, weight, getattr(self.head, "bias", None)).float()
+            raise LoraError("the model has no output head over a decoder")
+        ids = torch.arange(4) % weight.shape[0]
+        hidden = self._plain(ids)
+        with self._bare():
+            out = self.model(input_ids=ids.to(self.device)[None], use_cache=False)
+        own = out.logits[0].float()
+        if hidden.shape[-1] != weight.shape[1] or own.shape[-1] != weight.shape[0]:
+            raise LoraError("the output head does not read the decoder's last hidden state")
+        made = F.linear(hidden, weight, getattr(self.head, "bias", None)).float()
+        uncapped = own if self.softcap is None else self.softcap * torch.atanh(own / self.softcap)
+        scale = float((uncapped * made).sum() / (made * made).sum())
+        scale = 1.0 if abs(scale - 1.0) < 0.01 else scale
+        guess = made * scale
         if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        own = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits.float()
-        if own.shape != logits.shape:
+            guess = self.softcap * torch.tanh(guess / self.softcap)
+        slack = 1e-3 if weight.dtype == torch.float32 else 3e-2
+        if not bool((own - guess).abs().max() <= slack * own.abs().max()):
+            raise LoraError("the model does more to its logits than scale, bias and soft cap")
+        return scale
+
+    def _probe(self) -> list[Sequence]:
+        """A few short sequences of odd tokens."""
+        vocabulary = self.head.weight.shape[0]
+        return [
+            Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.ones(n, dtype=torch.bool))
+            for n in _PROBE_LENGTHS
+        ]
+
+    @torch.no_grad()
+    def _can_fuse(self) -> bool:
+        """Whether sequences packed on one axis come out as each does by itself."""
+        config = getattr(self.model, "config", None)
+        if getattr(config, "_attn_implementation", None) != attention.NAME:
             return False
-        slack = 1e-3 if weight.dtype == torch.float32 else 2e-2
-        return bool((own - logits).abs().max() <= slack * own.abs().max())
+        sequences = self._probe()
+        many = [Segment(None, (each,)) for each in sequences]
+        packed = self._hidden(Layout(many, device=self.device), {})
+        slack = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
+        start = 0
+        for segment, sequence, own in zip(many, sequences, self._before, strict=True):
+            mine = packed[start : start + len(sequence.ids)]
+            start += segment.rows
+            near = bool((mine - own).float().norm() <= slack * own.float().norm())
+            alone = self._hidden(Layout([segment], device=self.device), {})[: len(sequence.ids)]
+            same = bool(torch.equal(mine, alone)) or self.device.type != "cpu"
+            if not (near and same):
+                return False
+        return True

@@ -84,19 +84,25 @@ def inject(model: nn.Module, spec: AdapterSpec, slot: str = "default") -> list[s
     if not present:
         model.requires_grad_(False)
     for name in hit:
-        layer = present.get(name)
-        if layer is None:
-            parent, _, leaf = name.rpartition(".")
-            holder = model.get_submodule(parent) if parent else model
-            layer = LoraLinear(getattr(holder, leaf), name, focus)
-            setattr(holder, leaf, layer)
+        layer = present.get(name) or _carry(model, name, focus)
         layer.add(slot, spec)
     focus.slot = slot
     return hit
 
 
+def carry_all(model: nn.Module) -> list[LoraLinear]:
+    """Put an empty carrier on every layer an adapter may sit on, so that all of them take part in
+    fused steps; returns them in the order of the model. The base is frozen."""
+    focus = focus_of(model) or Focus()
+    _refuse_merged(focus)
+    model.requires_grad_(False)
+    present = layers(model)
+    return [present.get(name) or _carry(model, name, focus) for name in candidates(model)]
+
+
 def eject(model: nn.Module, slot: str | None = None) -> None:
-    """Empty one slot, or all (None); a layer whose last slot goes is the base's own layer again.
+    """Empty one slot, or all (None); a layer whose last slot goes is the base's own layer again,
+    unless a trainer's groups hold it.
 
     Parameters stay frozen. Raises: LoraError while an adapter is merged.
     """
@@ -106,7 +112,7 @@ def eject(model: nn.Module, slot: str | None = None) -> None:
     for name, layer in layers(model).items():
         for each in list(layer.specs) if slot is None else [slot]:
             layer.remove(each)
-        if not layer.specs:
+        if not layer.specs and layer.group is None:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent) if parent else model, leaf, layer.base)
     if focus is not None and focus.slot == slot:
@@ -130,7 +136,14 @@ def activate(model: nn.Module, slot: str | None) -> None:
         if slot is not None:
             _refuse_merged(focus)
         focus.slot = slot
-        focus.row_keys = None
+
+
+def _carry(model: nn.Module, name: str, focus: Focus) -> LoraLinear:
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent) if parent else model
+    layer = LoraLinear(getattr(holder, leaf), name, focus)
+    setattr(holder, leaf, layer)
+    return layer
 
 
 def _head(model: nn.Module) -> nn.Module | None:

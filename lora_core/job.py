@@ -14,9 +14,12 @@ from lora_core.spec import AdapterSpec
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One adapter to train. `batch_size` in examples and `eval_every` in optimizer steps;
-    `warmup_ratio` is a share of all steps; `seed` decides the order of the examples and the
-    dropout, `spec.seed` where the adapter starts. `max_grad_norm` may be infinite.
+    """One adapter to train. `batch_size` in examples, of which `accumulation` times as many make
+    one optimizer step; `eval_every` in optimizer steps; `warmup_ratio` is a share of all steps;
+    `seed` decides the order of the examples and the dropout, `spec.seed` where the adapter starts.
+    `max_grad_norm` may be infinite. With `patience` a job ends after so many evaluations in a row
+    that lower its best validation loss by no more than `min_delta`, and its adapter is then, as at
+    its last step, the one that was evaluated best.
 
     Raises: SpecError.
     """
@@ -27,6 +30,7 @@ class TrainingJob:
     validation: Examples | None = None
     epochs: int = 1
     batch_size: int = 4
+    accumulation: int = 1
     learning_rate: float = 5e-4
     schedule: Schedule = "linear"
     warmup_ratio: float = 0.0
@@ -34,12 +38,14 @@ class TrainingJob:
     max_grad_norm: float = 1.0
     seed: int = 0
     eval_every: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.examples) == 0:
             raise SpecError("a job without examples")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise SpecError("epochs and batch_size are at least 1")
+        if self.epochs < 1 or self.batch_size < 1 or self.accumulation < 1:
+            raise SpecError("epochs, batch_size and accumulation are at least 1")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise SpecError(f"learning_rate {self.learning_rate} is not a positive number")
         if self.schedule not in SCHEDULES:
@@ -52,11 +58,20 @@ class TrainingJob:
             raise SpecError(f"max_grad_norm {self.max_grad_norm} is not positive")
         if self.eval_every is not None and self.eval_every < 1:
             raise SpecError(f"eval_every {self.eval_every} is less than 1")
+        if self.patience is not None and (self.patience < 1 or self.validation is None):
+            raise SpecError("patience is at least 1 and needs validation examples")
+        if not 0 <= self.min_delta < math.inf:
+            raise SpecError(f"min_delta {self.min_delta} is not a number from 0 on")
+
+    @property
+    def optimizer_batch(self) -> int:
+        """Examples of one optimizer step."""
+        return self.batch_size * self.accumulation
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps from start to end."""
-        return total_steps(len(self.examples), self.batch_size, self.epochs)
+        return total_steps(len(self.examples), self.optimizer_batch, self.epochs)
 
     @property
     def warmup_steps(self) -> int:
@@ -69,8 +84,10 @@ class StepReport:
     """One optimizer step of one job.
 
     `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
-    the clipping, `tokens` are label tokens, `input_tokens` all tokens without padding, `seconds`
-    wall time of this step with its validation. With an `error` the step changed nothing.
+    the clipping, `token_accuracy` is measured at some steps only, `tokens` are label tokens,
+    `input_tokens` all tokens without padding. `seconds` is the job's share of the device time: of
+    a shared step by its tokens, and its own evaluation. `best_step` is where the validation loss
+    was lowest so far. With an `error` the step changed nothing.
     """
 
     job_id: str
@@ -78,7 +95,7 @@ class StepReport:
     total_steps: int
     epoch: int
     loss: float
-    token_accuracy: float
+    token_accuracy: float | None
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -87,4 +104,6 @@ class StepReport:
     finished: bool = False
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    best_step: int | None = None
+    stopped_early: bool = False
     error: LoraError | None = None

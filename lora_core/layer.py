@@ -1,35 +1,46 @@
 """A frozen linear layer with adapters in its slots. One concept, one layer.
 
     x [B, T, D] ──┬── base (frozen) ─────────────── + ── y [B, T, O]
-                  └─ dropout ─ A [R, D] ─ B [O, R] ─ × scaling ─┘
+                  └─ A [R, D] ─ B [O, R] ─ × scaling ─┘
 
 B rows, T tokens, D width in, O width out, R rank. Masters A and B are float32; the product runs
-in the base's dtype. Which slot is at work stands in the `Focus` all layers of a model share.
-Putting layers into a model is `inject.py`'s, folding them into weights `merge.py`'s.
+in the base's dtype. By itself a layer works for one slot, the one in the `Focus` all layers of a
+model share. In a fused step the focus holds the step's `Work` instead, and the layer's group
+(`group.py`) makes the product for all slots. Putting layers into a model is `inject.py`'s, folding
+them into weights `merge.py`'s.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import rng
-from lora_core.errors import SpecError
 from lora_core.spec import AdapterSpec
+
+if TYPE_CHECKING:
+    from lora_core.group import LinearGroup
+
+
+class Work(Protocol):
+    """A fused step under way: it makes the outputs of a group of layers."""
+
+    def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
+        """One output [..., O of the member] for each member of the group."""
 
 
 @dataclass
 class Focus:
-    """Which slot is at work, which is folded into the weights, and for dropout the int64 key [B]
-    of each row of the batch; without keys there is no dropout."""
+    """Which slot is at work, which is folded into the weights, and the fused step, if one runs."""
 
     slot: str | None = None
-    row_keys: Tensor | None = None
     merged: str | None = None
+    work: Work | None = None
 
 
 class LoraLinear(nn.Module):
@@ -48,7 +59,9 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
         self.specs: dict[str, AdapterSpec] = {}
-        self._layer_key = rng.seed_of(("dropout", name))
+        self.dropout_key = rng.seed_of(("dropout", name))
+        self.group: LinearGroup | None = None
+        self.place = 0
 
     @property
     def weight(self) -> Tensor:
@@ -79,25 +92,12 @@ class LoraLinear(nn.Module):
         return product.T if self.transposed else product
 
     def forward(self, x: Tensor) -> Tensor:
-        """base(x) + scaling * (drop(x) A^T) B^T; x [..., D] to [..., O]."""
+        """base(x) + scaling * (x A^T) B^T; x [..., D] to [..., O]."""
+        if self.focus.work is not None and self.group is not None:
+            return self.group.outputs(self.place, x, self.focus)
         y: Tensor = self.base(x)
         slot = self.focus.slot
         if slot is None or slot not in self.specs:
             return y
-        spec = self.specs[slot]
-        if spec.dropout > 0 and self.focus.row_keys is not None:
-            x = self._drop(x, spec.dropout, self.focus.row_keys)
         low = F.linear(x, self.lora_A[slot].to(x.dtype))
-        return y + F.linear(low, self.lora_B[slot].to(x.dtype)) * spec.scaling
-
-    def _drop(self, x: Tensor, rate: float, row_keys: Tensor) -> Tensor:
-        """Dropout whose mask depends on (seed, step, layer, sequence, position) only.
-
-        x [B, T, D], or [B T, D] with the rows of a sequence side by side; row_keys [B] int64.
-        Raises: SpecError for an input that is not made of whole sequences.
-        """
-        if x.numel() % (len(row_keys) * self.in_features):
-            raise SpecError(f"{self.name} cannot have dropout: its input is not one row per token")
-        seeds = rng.mix(row_keys.to(x.device) ^ self._layer_key)
-        drawn = rng.uniform_from(seeds, x.numel() // len(row_keys))
-        return x * (drawn >= rate).reshape(x.shape).to(x.dtype) / (1.0 - rate)
+        return y + F.linear(low, self.lora_B[slot].to(x.dtype)) * self.specs[slot].scaling

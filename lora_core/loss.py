@@ -1,8 +1,13 @@
-"""Cross-entropy of next tokens, on label rows only and in chunks: the logits of the whole batch
-never exist. The head is frozen, so the gradient of the hidden states is made in the forward and
-the head gets none. Shifting the labels and averaging are the caller's.
+"""Cross-entropy of next tokens through a frozen head, on label rows only: the logits of the whole
+batch never exist. The head gets no gradient, so that of the hidden states is made in the forward.
 
-N label rows, D width, V vocabulary.
+    loss = log sum_v exp(h . W_v) - h . W_label       dh = softmax(h W^T) W - W_label
+
+which is attention with keys and values W. Where the head is plain (no bias, no soft cap) torch's
+fused attention kernel computes just that, chunk after chunk of the vocabulary; else the same is
+done product by product. Rows are padded to whole tiles, so a row's bits are its own.
+
+M label rows, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,11 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 64
+from lora_core.segments import TILE
+
 IGNORED = -100
+#: vocabulary entries at once
+CHUNK = 8192
+#: label rows at once
+_MOST_ROWS = 1024
 
 
-class _TokenLoss(torch.autograd.Function):
+class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -25,38 +35,176 @@ class _TokenLoss(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         softcap: float | None,
-        rows: int,
-    ) -> tuple[Tensor, Tensor]:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        scale: float,
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
-        for start in range(0, hidden.shape[0], rows):
-            part, target = hidden[start : start + rows], labels[start : start + rows]
-            logits = (part @ weight.T).float()
-            if bias is not None:
-                logits += bias
-            if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
-            index = torch.arange(len(target), device=hidden.device)
-            norm = torch.logsumexp(logits, dim=-1)
-            total += (norm - logits[index, target]).sum()
-            correct += (logits.argmax(dim=-1) == target).sum()
-            if not wanted:
-                continue
-            slope = torch.exp(logits - norm[:, None])
-            slope[index, target] -= 1.0
-            if softcap is not None:
-                slope *= 1.0 - (logits / softcap) ** 2
-            gradient[start : start + rows] = slope.to(hidden.dtype) @ weight
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(correct)
-        return total, correct
+        count = hidden.shape[0]
+        losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        slope = torch.empty_like(hidden) if wanted else None
+        plain = bias is None and softcap is None and hidden.device.type == "cpu"
+        step = _MOST_ROWS if plain else TILE
+        for start in range(0, count, step):
+            h = hidden[start : start + step]
+            target = labels[start : start + step]
+            pull = _fused if plain else _stepwise
+            norm, own, dh = pull(_whole(h), weight, bias, _whole(target), softcap, scale, wanted)
+            losses[start : start + step] = (norm - own)[: len(h)]
+            if slope is not None and dh is not None:
+                slope[start : start + step] = dh[: len(h)]
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0]).to(gradient.dtype), None, None, None, None, None
+        (slope,) = ctx.saved_tensors
+        dh = (slope * grads[0][:, None]).to(slope.dtype)
+        return dh, None, None, None, None, None
+
+
+def _whole(x: Tensor) -> Tensor:
+    """Rows padded with zeros to a whole number of tiles."""
+    missing = -x.shape[0] % TILE
+    return x if not missing else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+
+
+def _fused(
+    h: Tensor,
+    weight: Tensor,
+    _bias: Tensor | None,
+    labels: Tensor,
+    _softcap: float | None,
+    scale: float,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-sum-exp [M], label logit [M] and dh [M, D] by torch's attention kernel for CPUs."""
+    outs: list[Tensor] = []
+    norms: list[Tensor] = []
+    for start in range(0, weight.shape[0], CHUNK):
+        keys = weight[None, None, start : start + CHUNK]
+        out, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            h[None, None], keys, keys, 0.0, False, scale=scale
+        )
+        outs.append(out[0, 0])
+        norms.append(norm[0, 0])
+    stacked = torch.stack(norms)
+    norm = torch.logsumexp(stacked, dim=0)
+    mine = weight[labels]
+    own = (h.float() * mine.float()).sum(dim=-1) * scale
+    if not wanted:
+        return norm, own, None
+    dh = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
+    for out, share in zip(outs, (stacked - norm).exp_(), strict=True):
+        dh.addcmul_(out.float(), share[:, None])
+    return norm, own, dh.sub_(mine.float()).mul_(scale)
+
+
+def _stepwise(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    softcap: float | None,
+    scale: float,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same by products over chunks of the vocabulary, with a running maximum: any head, any
+    device, and the oracle of `_fused`."""
+    rows = h.shape[0]
+    top = torch.full((rows,), -torch.inf, device=h.device)
+    total = torch.zeros(rows, device=h.device)
+    own = torch.zeros(rows, device=h.device)
+    dh = torch.zeros(h.shape, dtype=torch.float32, device=h.device) if wanted else None
+    at_label = torch.zeros(rows, device=h.device)
+    for start in range(0, weight.shape[0], CHUNK):
+        part = weight[start : start + CHUNK]
+        logits, bend = _logits(h, part, bias, start, softcap, scale)
+        here = (labels >= start) & (labels < start + len(part))
+        index = torch.where(here, labels - start, 0)[:, None]
+        own = torch.where(here, logits.gather(1, index)[:, 0], own)
+        above = torch.maximum(top, logits.amax(dim=1))
+        shrink = (top - above).exp_()
+        p = logits.sub_(above[:, None]).exp_()
+        total = total * shrink + p.sum(dim=1)
+        top = above
+        if dh is not None:
+            if bend is not None:
+                at_label = torch.where(here, bend.gather(1, index)[:, 0], at_label)
+                p.mul_(bend)
+            dh.mul_(shrink[:, None]).add_((p.to(h.dtype) @ part).float())
+    if dh is not None:
+        mine = weight[labels].float()
+        if softcap is not None:
+            mine = mine * at_label[:, None]
+        dh = dh.div_(total[:, None]).sub_(mine).mul_(scale)
+    return top + total.log(), own, dh
+
+
+def _logits(
+    h: Tensor,
+    part: Tensor,
+    bias: Tensor | None,
+    start: int,
+    softcap: float | None,
+    scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    """float32 logits [M, chunk] and the slope of the soft cap there."""
+    logits = (h @ part.T).float()
+    if bias is not None:
+        logits += bias[start : start + len(part)].float()
+    if scale != 1.0:
+        logits *= scale
+    if softcap is None:
+        return logits, None
+    bent = torch.tanh_(logits.div_(softcap))
+    slope = 1.0 - bent * bent
+    return bent.mul_(softcap), slope
+
+
+def row_loss(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Cross-entropy of each row, float32 [M].
+
+    hidden [M, D] are states and labels int64 [M] the tokens that follow them (shifted already);
+    head_weight [V, D] and bias [V] are frozen. Logits are softcap(scale (h W^T + b)), where
+    softcap c is c tanh(x / c).
+    """
+    losses: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head_weight, bias, labels, softcap, scale
+    )
+    return losses
+
+
+@torch.no_grad()
+def right(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Whether each row's most probable token is its label: bool [M]. A third of the work of
+    `row_loss` again, since its kernel keeps no maximum; scale and soft cap change no order."""
+    found = []
+    for start in range(0, hidden.shape[0], TILE):
+        h = _whole(hidden[start : start + TILE])
+        best = torch.full((len(h),), -torch.inf, device=h.device)
+        place = torch.zeros(len(h), dtype=torch.int64, device=h.device)
+        for at in range(0, head_weight.shape[0], CHUNK):
+            logits, _ = _logits(h, head_weight[at : at + CHUNK], bias, at, softcap, 1.0)
+            value, index = logits.max(dim=1)
+            place = torch.where(value > best, index + at, place)
+            best = torch.maximum(best, value)
+        found.append(place[: len(hidden) - start])
+    return torch.cat(found) == labels if found else labels.bool()
 
 
 def token_loss(
@@ -66,19 +214,15 @@ def token_loss(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    chunk: int = CHUNK_ROWS,
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy (float32 scalar) and the number of tokens predicted right (int64).
 
-    hidden [..., D] are states and labels [...] the tokens that follow them (shifted already);
-    rows whose label is -100 never reach the head. head_weight [V, D] and bias [V] are frozen.
-    With `softcap` c the logits are c tanh(logits / c). At most `chunk` x V logits exist at once.
+    hidden [..., D], labels [...]; rows whose label is -100 never reach the head. As `row_loss`.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     learn = labels != IGNORED
     if not bool(learn.all()):
         hidden, labels = hidden[learn], labels[learn]
-    total, correct = _TokenLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, bias, labels, softcap, chunk
-    )
-    return total, correct
+    losses = row_loss(hidden, head_weight, labels, bias=bias, softcap=softcap)
+    hits = right(hidden.detach(), head_weight, labels, bias=bias, softcap=softcap)
+    return losses.sum(), hits.sum()

@@ -48,6 +48,14 @@ def uniform_from(seeds: Tensor, count: int) -> Tensor:
     return _shift(bits, 40).to(torch.float32) * (1.0 / (1 << 24))
 
 
+def uniform_at(seeds: Tensor, starts: Tensor, count: int) -> Tensor:
+    """The numbers `starts` to `starts + count` (int64 [N]) of each of N sequences: float32
+    [N, count], equal to `uniform_from(seeds, …)` at those places."""
+    first = seeds + starts * _GOLDEN
+    counters = torch.arange(1, count + 1, dtype=torch.int64, device=seeds.device) * _GOLDEN
+    return _shift(mix(first.unsqueeze(-1) + counters), 40).to(torch.float32) * (1.0 / (1 << 24))
+
+
 def uniform(key: Key, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """float32 in [0, 1) of that shape."""
     count = 1

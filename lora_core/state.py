@@ -6,7 +6,7 @@ Safetensors and JSON only. Whether a state fits a job is for `trainer.py` to say
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,24 +20,37 @@ _FACTS = "state.json"
 
 
 @dataclass(frozen=True)
+class Best:
+    """The lowest validation loss of a job, the step it was found at, and how many evaluations
+    since then were no better."""
+
+    step: int
+    loss: float
+    waited: int = 0
+
+
+@dataclass(frozen=True)
 class State:
     """Where a job stands after `step`.
 
     Tensors are float32, named `<layer>.<A|B>.<w|m|v>` (weight, and the optimizer's mean and mean
     square of the gradient), A [R, D in], B [D out, R]. Counters are sums since step 1:
-    `tokens` (label tokens) and `input_tokens`.
+    `tokens` (label tokens) and `input_tokens`. `best` is the evaluation with the lowest loss so
+    far; a job that may stop early keeps the adapter of then as `<layer>.<A|B>.b`.
     """
 
     step: int
     tensors: dict[str, Tensor]
     counters: dict[str, int] = field(default_factory=dict)
+    best: Best | None = None
 
     def save(self, folder: Path | str) -> None:
         """Write `state.safetensors`, then `state.json`, into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, str(folder / _TENSORS))
-        facts = {"step": self.step, "counters": self.counters}
+        best = asdict(self.best) if self.best is not None else None
+        facts = {"step": self.step, "counters": self.counters, "best": best}
         (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -48,6 +61,10 @@ class State:
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
             step = int(facts["step"])
             counters = {str(k): int(v) for k, v in facts.get("counters", {}).items()}
-            return cls(step, load_file(str(folder / _TENSORS)), counters)
+            held = facts.get("best")
+            best = (
+                Best(int(held["step"]), float(held["loss"]), int(held["waited"])) if held else None
+            )
+            return cls(step, load_file(str(folder / _TENSORS)), counters, best)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise FormatError(f"{folder} holds no usable state: {error}") from error

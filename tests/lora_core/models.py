@@ -4,6 +4,7 @@ import random
 
 import torch
 from transformers import (
+    AttentionInterface,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -14,13 +15,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lora_core import AdapterSpec, Examples, TrainingJob
+from lora_core import AdapterSpec, Examples, TrainingJob, attention
 
 VOCAB = 97
 
 
-def tiny(kind: str, dtype: torch.dtype = torch.float32):
-    """A randomly initialised model of that architecture, the same each time."""
+def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True):
+    """A randomly initialised model of that architecture, the same each time; with the attention
+    that takes packed sequences, unless told otherwise."""
+    AttentionInterface.register(attention.NAME, attention.packed)
     shared = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     decoder = dict(
         hidden_size=32,
@@ -51,7 +54,10 @@ def tiny(kind: str, dtype: torch.dtype = torch.float32):
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        return make().to(dtype).eval()
+        model = make().to(dtype).eval()
+    if packed:
+        model.set_attn_implementation(attention.NAME)
+    return model
 
 
 KINDS = ("llama", "gpt2", "qwen2", "gemma3")

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from lora_core import Trainer
-from lora_core.forward import Forward, micro_batches
+from lora_core import LoraError, Trainer, attention
+from lora_core.forward import Forward
 from tests.lora_core.models import KINDS, VOCAB, examples, tiny
 
 
@@ -37,15 +37,18 @@ def scaled(kind):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if kind == "granite":
-            return GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=0.125)).eval()
-        return CohereForCausalLM(CohereConfig(**shape, logit_scale=4.0)).eval()
+            model = GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=0.125)).eval()
+        else:
+            model = CohereForCausalLM(CohereConfig(**shape, logit_scale=4.0)).eval()
+    model.set_attn_implementation(attention.NAME)
+    return model
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_known_models_take_the_head_in_chunks_and_agree_with_their_logits(kind):
+def test_the_loss_agrees_with_the_models_own_logits(kind):
     model, held = tiny(kind), examples(5)
     trainer = Trainer(model, slots=1)
-    assert trainer._forward.chunked
+    assert trainer.fused
     assert trainer.evaluate(None, held) == pytest.approx(plain(model, held), rel=1e-5)
 
 
@@ -53,7 +56,7 @@ def test_a_softcap_is_seen():
     model, held = tiny("gemma3"), examples(5)
     model.config.final_logit_softcapping = 0.05
     trainer = Trainer(model, slots=1)
-    assert trainer._forward.chunked
+    assert trainer.fused
     assert trainer.evaluate(None, held) == pytest.approx(plain(model, held), rel=1e-5)
 
 
@@ -61,7 +64,8 @@ def test_a_softcap_is_seen():
 def test_models_that_scale_their_logits_are_noticed_and_right(kind):
     model, held = scaled(kind), examples(5)
     trainer = Trainer(model, slots=1)
-    assert not trainer._forward.chunked
+    assert trainer.fused
+    assert trainer._forward.scale == pytest.approx({"granite": 8.0, "cohere": 4.0}[kind])
     assert trainer.evaluate(None, held) == pytest.approx(plain(model, held), rel=1e-5)
 
 
@@ -73,7 +77,7 @@ def test_a_bias_in_the_head():
     )
     model.lm_head = biased
     trainer = Trainer(model, slots=1)
-    assert trainer._forward.chunked
+    assert trainer.fused
     assert trainer.evaluate(None, held) == pytest.approx(plain(model, held), rel=1e-5)
 
 
@@ -81,14 +85,20 @@ def test_a_head_may_be_given():
     model = tiny("llama")
     head = model.lm_head
     model.get_output_embeddings = lambda: None
-    assert not Forward(model).chunked
-    assert Forward(model, head).chunked
+    with pytest.raises(LoraError, match="no output head"):
+        Forward(model)
+    assert Forward(model, head).fused
 
 
-def test_micro_batches_keep_order_and_budget():
-    rows = [(torch.zeros(n), torch.zeros(n)) for n in (3, 5, 2, 9, 1, 1)]
-    parts = micro_batches(rows, 10)
-    assert [[len(ids) for ids, _ in part] for part in parts] == [[3, 5], [2], [9], [1, 1]]
-    assert [[len(ids) for ids, _ in part] for part in micro_batches(rows, 1)] == [
-        [n] for n in (3, 5, 2, 9, 1, 1)
-    ]
+def test_logits_of_another_kind_are_refused():
+    model = tiny("llama")
+    plain_forward = model.forward
+
+    def bent(**given):
+        out = plain_forward(**given)
+        out.logits = out.logits**3
+        return out
+
+    model.forward = bent
+    with pytest.raises(LoraError, match="more to its logits"):
+        Forward(model)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
+from lora_core import attention
 from worker.bases.card import read
 
 
@@ -21,16 +22,19 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(device == "cpu")
+    # Every tensor is written before it is read: filling each with NaN first is a sixth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     card = read(folder)
+    AttentionInterface.register(attention.NAME, attention.packed)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, card.dtype),
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
-        attn_implementation="eager" if device == "cpu" else "sdpa",
+        attn_implementation=attention.NAME,
     )
     model.requires_grad_(False)
     model.eval()

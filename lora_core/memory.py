@@ -1,0 +1,131 @@
+"""How much memory a step takes: measured once on a few probes, then predicted.
+
+    peak = now + fixed + row * N + square * sum of L^2
+
+for N rows and sequences of (padded) length L: activations grow with the rows, kept attention
+weights with the squares. The three factors are solved from probe steps on the model at hand, so
+no architecture is known here. What a slot holds is counted. All in bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lora_core.segments import TILE, Segment, padded_length
+
+#: a prediction is this much over the fit: allocators round and keep
+MARGIN = 1.12
+#: float32 master, gradient and two moments, and the copies the products run on
+_SLOT_BYTES_PER_NUMBER = 16 + 6
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The factors of the formula above."""
+
+    fixed: float
+    row: float
+    square: float
+
+    def of(self, segments: Iterable[Segment]) -> int:
+        """Bytes a micro-batch of these segments takes on top of what is held before it."""
+        rows, squares = amounts(segments)
+        return int(MARGIN * (self.fixed + self.row * rows + self.square * squares))
+
+
+def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
+    """Rows (whole tiles) and squared lengths of a micro-batch."""
+    rows = squares = 0
+    for segment in segments:
+        rows += segment.rows
+        squares += sum(padded_length(len(s.ids)) ** 2 for s in segment.sequences)
+    return -(-rows // TILE) * TILE, squares
+
+
+def slot_bytes(numbers: int) -> int:
+    """What a slot of so many trainable numbers holds."""
+    return numbers * _SLOT_BYTES_PER_NUMBER
+
+
+def fit(points: Sequence[tuple[int, int, int]]) -> Costs:
+    """Solve the factors from (rows, squares, bytes) of three probes; none is below zero."""
+    left = torch.tensor([[1.0, rows, squares] for rows, squares, _ in points], dtype=torch.float64)
+    right = torch.tensor([float(size) for _, _, size in points], dtype=torch.float64)
+    fixed, row, square = torch.linalg.solve(left, right).tolist()
+    return Costs(max(0.0, fixed), max(0.0, row), max(0.0, square))
+
+
+def held(device: torch.device) -> int:
+    """What the process holds now: allocated on the GPU, or resident once what is free is given
+    back."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return _status("VmRSS")
+
+
+def peak_of(device: torch.device, work: Callable[[], object]) -> int | None:
+    """The most that is held while `work` runs; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    work()
+    return _status("VmHWM")
+
+
+def available(device: torch.device) -> int:
+    """What the device has in all: GPU memory, or this machine's (the cgroup's, if smaller)."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    sizes = [int(_line(Path("/proc/meminfo"), "MemTotal")) * 1024]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        sizes.append(int(text))
+    return min(sizes)
+
+
+def numbers_of(model: nn.Module, r: int, names: Iterable[str]) -> int:
+    """Trainable numbers of an adapter of rank r on those layers."""
+    total = 0
+    for name in names:
+        layer = model.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        total += r * sum(weight.shape)
+    return total
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(
+        re.search(r"can't allocate memory|not enough memory|out of memory", str(error))
+    )
+
+
+def _status(key: str) -> int:
+    return int(_line(_STATUS, key)) * 1024
+
+
+def _line(path: Path, key: str) -> str:
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(key + ":"):
+            return line.split()[1]
+    raise OSError(f"{path} says nothing of {key}")

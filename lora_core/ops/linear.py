@@ -1,0 +1,140 @@
+"""A group's base product and every slot's adapters on it, forward and backward by hand.
+
+One autograd function: the input is kept once, the base has no gradient, and the adapters'
+gradients go straight into their slots' float32 buffers, segment by segment in order.
+
+    forward   y = x W^T;  per segment  S = x A^T,  y += s S B^T
+    backward  dX = dY W;  per segment  dS = s dY B,  dX += dS A,  dA += dS^T x,  dB += s dY^T S
+
+Each product over a segment sees that segment's rows and nothing else. N rows, D in, O out, R ranks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lora_core import rng
+from lora_core.ops.products import product
+
+if TYPE_CHECKING:
+    from lora_core.group import LinearGroup
+    from lora_core.segments import Layout, Span
+    from lora_core.weights import Pair, SlotWeights
+
+
+def keep_mask(layout: Layout, span: Span, rate: float, layer_key: int, width: int) -> Tensor:
+    """Which inputs of a segment dropout keeps, bool [rows, width]: a function of (seed, step,
+    layer, sequence, position) alone, for each sequence counted from its own first token."""
+    rows = slice(span.start, span.stop)
+    seeds = rng.mix(layout.keys[rows] ^ layer_key)
+    return rng.uniform_at(seeds, layout.positions[rows] * width, width) >= rate
+
+
+class _Group(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        _anchor: Tensor,
+        group: LinearGroup,
+        layout: Layout,
+        slots: dict[str, SlotWeights],
+    ) -> tuple[Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1])
+        y = product(flat, group.weight.t(), group.bias, layout.tile)
+        lows: list[Tensor | None] = []
+        for span, held, pair in _pairs(group, layout, slots):
+            low = _low(flat, layout, span, held, pair)
+            y[span.start : span.stop].addmm_(low, pair.b.t(), alpha=held.scaling)
+            lows.append(low)
+        ctx.save_for_backward(flat, *lows)
+        ctx.group, ctx.layout, ctx.slots, ctx.shape = group, layout, slots, x.shape
+        return tuple(part.view(*x.shape[:-1], -1) for part in torch.split(y, group.sizes, dim=1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, *lows = ctx.saved_tensors
+        group, layout, slots = ctx.group, ctx.layout, ctx.slots
+        parts = [grad.reshape(flat.shape[0], -1) for grad in grads]
+        dy = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
+        wanted = ctx.needs_input_grad[0]
+        dx = product(dy, group.weight, None, layout.tile) if wanted else None
+        for (span, held, pair), low in zip(_pairs(group, layout, slots), lows, strict=True):
+            own = dy[span.start : span.stop]
+            ds = torch.mm(own, pair.b).mul_(held.scaling)
+            db = torch.mm(own.t(), low)
+            for (_, rows, ranks), grad in zip(pair.places, pair.grads_b, strict=True):
+                grad.add_(db[rows, ranks], alpha=held.scaling)
+            rows = slice(span.start, span.stop)
+            if held.spec.dropout > 0:
+                _masked(flat, dx, ds, layout, span, held, pair)
+            else:
+                pair.grad_a.add_(torch.mm(ds.t(), flat[rows]))
+                if dx is not None:
+                    dx[rows].addmm_(ds, pair.a)
+        return (dx.view(ctx.shape) if dx is not None else None), None, None, None, None
+
+
+def group_product(
+    x: Tensor, anchor: Tensor, group: LinearGroup, layout: Layout, slots: dict[str, SlotWeights]
+) -> tuple[Tensor, ...]:
+    """The outputs of a group's members, each [..., O of the member], for x [..., D] whose rows
+    are `layout`'s. `anchor` is any tensor that requires a gradient: it keeps the first layer,
+    whose input requires none, in the backward."""
+    outputs: tuple[Tensor, ...] = _Group.apply(  # type: ignore[no-untyped-call]
+        x, anchor, group, layout, slots
+    )
+    return outputs
+
+
+def _pairs(
+    group: LinearGroup, layout: Layout, slots: dict[str, SlotWeights]
+) -> list[tuple[Span, SlotWeights, Pair]]:
+    """The segments whose slot has adapters on the group, in order."""
+    found = []
+    for span in layout.spans:
+        held = slots.get(span.slot) if span.slot is not None else None
+        pair = held.pair(group) if held is not None else None
+        if held is not None and pair is not None:
+            found.append((span, held, pair))
+    return found
+
+
+def _low(flat: Tensor, layout: Layout, span: Span, held: SlotWeights, pair: Pair) -> Tensor:
+    """S = drop(x) A^T [rows, R]; each member has a dropout of its own."""
+    x = flat[span.start : span.stop]
+    rate = held.spec.dropout
+    if rate <= 0 or not layout.training:
+        return torch.mm(x, pair.a.t())
+    low = x.new_empty(x.shape[0], pair.a.shape[0])
+    for member, _, ranks in pair.places:
+        keep = keep_mask(layout, span, rate, member.dropout_key, x.shape[1])
+        low[:, ranks] = torch.mm(_dropped(x, keep, rate), pair.a[ranks].t())
+    return low
+
+
+def _masked(
+    flat: Tensor,
+    dx: Tensor | None,
+    ds: Tensor,
+    layout: Layout,
+    span: Span,
+    held: SlotWeights,
+    pair: Pair,
+) -> None:
+    """dA and the adapters' share of dX where a dropout lies before A; its mask is drawn anew."""
+    rate = held.spec.dropout
+    x = flat[span.start : span.stop]
+    for member, _, ranks in pair.places:
+        keep = keep_mask(layout, span, rate, member.dropout_key, x.shape[1])
+        own = ds[:, ranks]
+        pair.grad_a[ranks].add_(torch.mm(own.t(), _dropped(x, keep, rate)))
+        if dx is not None:
+            dx[span.start : span.stop].add_(_dropped(torch.mm(own, pair.a[ranks]), keep, rate))
+
+
+def _dropped(x: Tensor, keep: Tensor, rate: float) -> Tensor:
+    return x * keep.to(x.dtype) / (1.0 - rate)

@@ -1,0 +1,106 @@
+"""The oracle: what the fast paths compute, written down as the formulas are, with autograd doing
+the backward. Slow, obvious, used by tests only.
+
+N rows, D width in, O width out, R rank, H heads, E head width, M label rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A [R, D], B [O, R]; `keep` bool [rows, D] is its dropout's mask, at `rate`."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    keep: Tensor | None = None
+    rate: float = 0.0
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, owned: list[tuple[slice, Adapter]]
+) -> Tensor:
+    """x W^T + bias, and for the rows of each adapter + scaling (drop(x) A^T) B^T: [N, O]."""
+    parts = [F.linear(row, weight, bias) for row in x]
+    y = torch.stack(parts)
+    extra = torch.zeros_like(y)
+    for rows, adapter in owned:
+        given = x[rows]
+        if adapter.keep is not None:
+            given = given * adapter.keep / (1.0 - adapter.rate)
+        shift = adapter.scaling * (given @ adapter.a.T @ adapter.b.T)
+        extra = torch.cat([extra[: rows.start], extra[rows] + shift, extra[rows.stop :]])
+    return y + extra
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: list[slice],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of each sequence alone, head by head, query by query: query [N, H, E], key
+    and value [N, K, E] to [N, H, E]; rows of no sequence give zeros."""
+    rows: dict[int, Tensor] = {}
+    share = query.shape[1] // key.shape[1]
+    for sequence in sequences:
+        for at in range(sequence.start, sequence.stop):
+            first = sequence.start if not window else max(sequence.start, at - window + 1)
+            heads = []
+            for head in range(query.shape[1]):
+                scores = key[first : at + 1, head // share] @ query[at, head] * scale
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                weights = torch.softmax(scores, dim=0)
+                heads.append(weights @ value[first : at + 1, head // share])
+            rows[at] = torch.stack(heads)
+    nothing = torch.zeros_like(query[0])
+    return torch.stack([rows.get(at, nothing) for at in range(query.shape[0])])
+
+
+def row_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Cross-entropy of every row from all its logits: [M]."""
+    logits = F.linear(hidden, weight, bias) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    picked = logits[torch.arange(len(labels)), labels]
+    return torch.log(torch.exp(logits - logits.amax()).sum(dim=-1)) + logits.amax() - picked
+
+
+def adamw(
+    weight: Tensor,
+    gradients: list[Tensor],
+    rates: list[float],
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Tensor:
+    """The weight after those updates, term by term as in the paper's algorithm 2."""
+    mean = square = torch.zeros_like(weight)
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        mean = betas[0] * mean + (1 - betas[0]) * gradient
+        square = betas[1] * square + (1 - betas[1]) * gradient**2
+        unbiased = mean / (1 - betas[0] ** step)
+        spread = torch.sqrt(square / (1 - betas[1] ** step))
+        weight = weight - rate * weight_decay * weight - rate * unbiased / (spread + eps)
+    if not math.isfinite(float(weight.sum())):
+        raise ValueError("the reference went out of range")
+    return weight

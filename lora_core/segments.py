@@ -1,0 +1,193 @@
+"""The rows of a fused step: sequences into segments, segments into micro-batches, and a micro-batch
+as one flat axis. Values and index tensors only; nothing here knows a model.
+
+    job 1: seq seq seq │ job 2: seq seq │ job 3: seq …   padded rows
+    └── segment ──────┘ └── segment ───┘ └ …              up to a whole tile
+
+What makes a job's bits its own: how its sequences are cut into segments depends on the job alone,
+every product over a segment's rows sees only that segment, and every product over all rows sees
+tiles of a fixed height. Then neither neighbours nor the token budget can be told from the result.
+
+N rows (tokens and padding), L tokens of a sequence, M label rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+#: rows of every product with a base weight; measured: with tiles of 256 a row's bits do not
+#: depend on its neighbours, with a shorter last tile they do
+TILE = 256
+#: a segment's rows are a multiple of this, so that few shapes occur
+ALIGN = 16
+#: sequences are put together up to so many rows; a longer one is a segment of its own
+SEGMENT_ROWS = 256
+#: attention runs on sequences padded to one of these, chosen from the sequence alone
+_LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One example: ids int [L], mask bool [L] (True: a token to be learnt), and the key its
+    dropout is drawn from."""
+
+    ids: Tensor
+    mask: Tensor
+    key: int = 0
+
+    @property
+    def labels(self) -> int:
+        """Tokens to be predicted: the first token of a sequence has nothing before it."""
+        return int(self.mask[1:].sum())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one slot (None: the bare base) that always stay together."""
+
+    slot: str | None
+    sequences: tuple[Sequence, ...]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(len(s.ids) for s in self.sequences)
+
+    @property
+    def rows(self) -> int:
+        """Its tokens, rounded up to ALIGN."""
+        return -(-self.tokens // ALIGN) * ALIGN
+
+
+def cut(slot: str | None, sequences: Iterable[Sequence]) -> list[Segment]:
+    """Put sequences together, in order, while they fit into SEGMENT_ROWS."""
+    segments: list[Segment] = []
+    held: list[Sequence] = []
+    size = 0
+    for sequence in sequences:
+        if held and size + len(sequence.ids) > SEGMENT_ROWS:
+            segments.append(Segment(slot, tuple(held)))
+            held, size = [], 0
+        held.append(sequence)
+        size += len(sequence.ids)
+    if held:
+        segments.append(Segment(slot, tuple(held)))
+    return segments
+
+
+def micro_batches(
+    segments: Iterable[Segment],
+    token_budget: int,
+    fits: Callable[[list[Segment]], bool] = lambda _: True,
+) -> list[list[Segment]]:
+    """Take segments, in order, while their rows stay within the budget and all together `fits`;
+    one that is too large by itself goes alone."""
+    parts: list[list[Segment]] = []
+    size = 0
+    for segment in segments:
+        size += segment.rows
+        if not parts or size > token_budget or not fits([*parts[-1], segment]):
+            parts.append([])
+            size = segment.rows
+        parts[-1].append(segment)
+    return parts
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a segment lies on the flat axis, and where its labels lie among all labels."""
+
+    slot: str | None
+    start: int
+    stop: int
+    label_start: int
+    label_stop: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The n sequences attention takes together: `gather` [n * length] are their rows, padded with
+    each sequence's own first row; `rows` are the real ones, at the places `valid` of them."""
+
+    length: int
+    count: int
+    gather: Tensor
+    rows: Tensor
+    valid: Tensor
+
+
+@dataclass
+class Layout:
+    """One micro-batch as a flat axis. `ids`, `positions`, `keys` int64 [N]; `label_rows` int64 [M]
+    are the rows whose next token is to be learnt, `labels` int64 [M] those tokens."""
+
+    segments: list[Segment]
+    tile: int | None = TILE
+    #: whether dropout is at work
+    training: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        spans, ids, positions, keys, label_rows, labels = [], [], [], [], [], []
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        start = found = 0
+        for segment in self.segments:
+            row, before = start, found
+            for sequence in segment.sequences:
+                length = len(sequence.ids)
+                ids.append(sequence.ids.long())
+                positions.append(torch.arange(length))
+                keys.append(torch.full((length,), sequence.key))
+                at = sequence.mask[1:].nonzero().flatten()
+                label_rows.append(at + row)
+                labels.append(sequence.ids.long()[1:][at])
+                found += len(at)
+                by_length.setdefault(padded_length(length), []).append((row, length))
+                row += length
+            stop = start + (segment.rows if self.tile else segment.tokens)
+            spans.append(Span(segment.slot, start, stop, before, found))
+            _pad((ids, positions, keys), stop - row)
+            start = stop
+        self.rows = -(-start // self.tile) * self.tile if self.tile else start
+        _pad((ids, positions, keys), self.rows - start)
+        self.spans = spans
+        self.ids = torch.cat(ids).to(self.device)
+        self.positions = torch.cat(positions).to(self.device)
+        self.keys = torch.cat(keys).to(self.device)
+        self.label_rows = torch.cat(label_rows).to(self.device)
+        self.labels = torch.cat(labels).to(self.device)
+        self.buckets = [
+            self._bucket(length, places) for length, places in sorted(by_length.items())
+        ]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return sum(segment.tokens for segment in self.segments)
+
+    def _bucket(self, length: int, places: list[tuple[int, int]]) -> Bucket:
+        starts = torch.tensor([row for row, _ in places])[:, None]
+        lengths = torch.tensor([size for _, size in places])[:, None]
+        offsets = torch.arange(length)[None]
+        real = offsets < lengths
+        gather = (starts + torch.where(real, offsets, 0)).flatten().to(self.device)
+        valid = real.flatten().nonzero().flatten().to(self.device)
+        return Bucket(length, len(places), gather, gather[valid], valid)
+
+
+def padded_length(length: int) -> int:
+    """The length attention pads a sequence to: one of a few up to 512, then multiples of 256."""
+    for size in _LENGTHS:
+        if length <= size:
+            return size
+    return -(-length // 256) * 256
+
+
+def _pad(parts: tuple[list[Tensor], ...], rows: int) -> None:
+    for part in parts:
+        part.append(torch.zeros(rows, dtype=torch.int64))

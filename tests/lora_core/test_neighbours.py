@@ -1,0 +1,131 @@
+"""Neighbour-proof, as a property: whoever trains beside a job, whenever they join, leave or fail,
+wherever it is killed and resumed, however the budget cuts its rows, its adapter's bytes are those
+it gets alone.
+
+Each seed draws a schedule: jobs of random rank, targets, dropout, batch, length and rate, some of
+which diverge or are cancelled. Failing seeds belong into SEEDS for good.
+"""
+
+import hashlib
+import random
+
+import pytest
+import torch
+
+from lora_core import State, Trainer
+from tests.lora_core.models import KINDS, examples, job, tiny
+
+SCHEDULES = 25  # for each of eight models: 200 in all
+SEEDS: list[int] = []
+_TARGETS = ("all-linear", ("q_proj", "v_proj"), ("down_proj",), r".*(gate_proj|o_proj)")
+_GPT2_TARGETS = ("all-linear", ("c_attn",), ("mlp.c_proj",), r".*(c_fc|attn.c_proj)")
+
+
+def drawn_job(draw, name, kind):
+    """A random small job; half of them with dropout."""
+    seed = draw.randrange(2**20)
+    return job(
+        name,
+        seed,
+        epochs=draw.randint(1, 2),
+        batch_size=draw.randint(1, 5),
+        accumulation=draw.choice((1, 1, 2)),
+        learning_rate=draw.choice((1e-3, 5e-3)),
+        schedule=draw.choice(("constant", "linear", "cosine")),
+        warmup_ratio=draw.choice((0.0, 0.3)),
+        weight_decay=draw.choice((0.0, 0.1)),
+        max_grad_norm=draw.choice((0.1, 1.0)),
+        examples=examples(seed, count=draw.randint(2, 7), longest=draw.choice((6, 24, 70))),
+        spec_r=draw.choice((1, 3, 8)),
+        spec_rslora=draw.random() < 0.3,
+        spec_dropout=draw.choice((0.0, 0.1, 0.0, 0.4)),
+        spec_target_modules=draw.choice(_GPT2_TARGETS if kind == "gpt2" else _TARGETS),
+    )
+
+
+def digest(trainer, name, folder):
+    trainer.export(name, folder)
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+class Schedule:
+    """One seed played on one trainer; `digests` by job when all is over."""
+
+    def __init__(self, trainer, kind, seed, folder):
+        self.draw = random.Random(seed)
+        self.trainer, self.kind, self.folder = trainer, kind, folder
+        self.digests, self.jobs, self.killed = {}, {}, {}
+        self.busy, self.steps = 0, 0
+
+    def play(self):
+        waiting = [
+            drawn_job(self.draw, f"j{i}", self.kind) for i in range(self.draw.randint(9, 12))
+        ]
+        waiting.append(job("wild", 1, learning_rate=1e30, schedule="constant", epochs=9))
+        self.draw.shuffle(waiting)
+        going: dict[str, object] = {}
+        while waiting or going or self.killed:
+            while len(going) < self.trainer.slots and (self.killed or waiting):
+                self._join(waiting, going)
+                if self.draw.random() < 0.1:
+                    break
+            reports = self.trainer.step()
+            self.busy, self.steps = self.busy + len(reports), self.steps + 1
+            for report in reports:
+                self._after(report, going)
+
+    def _join(self, waiting, going):
+        if self.killed and (not waiting or self.draw.random() < 0.5):
+            name, (mine, state) = self.killed.popitem()
+        else:
+            mine, state = waiting.pop(), None
+            name = mine.job_id
+        self.trainer.join(mine, state)
+        going[name] = mine
+
+    def _after(self, report, going):
+        name = report.job_id
+        if report.error is not None:
+            assert name == "wild"
+            self._leave(name, going)
+        elif report.finished:
+            self.digests[name] = digest(self.trainer, name, self.folder)
+            self.jobs[name] = going[name]
+            self._leave(name, going)
+        elif self.draw.random() < 0.04:
+            self._leave(name, going)  # cancelled
+        elif self.draw.random() < 0.08:
+            path = self.folder / f"{name}-state"
+            self.trainer.state(name).save(path)  # killed here, and resumed later
+            self.killed[name] = (going[name], State.load(path))
+            self._leave(name, going)
+
+    def _leave(self, name, going):
+        del going[name]
+        self.trainer.leave(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jobs_bytes_are_its_own(kind, dtype, tmp_path, one_thread):
+    crowd = Trainer(tiny(kind, dtype), slots=8)
+    alone = Trainer(tiny(kind, dtype), slots=1)
+    assert crowd.fused
+    assert alone.fused
+    finished = busy = steps = 0
+    for seed in [*SEEDS, *range(SCHEDULES)]:
+        budget = random.Random(seed).choice((2048, 256, 128, 16))
+        crowd.token_budget, alone.token_budget = budget, 2048
+        schedule = Schedule(crowd, kind, seed, tmp_path)
+        schedule.play()
+        busy, steps = busy + schedule.busy, steps + schedule.steps
+        assert "wild" not in schedule.digests
+        for name, mine in schedule.jobs.items():
+            alone.join(mine)
+            while not alone.step()[0].finished:
+                pass
+            assert digest(alone, name, tmp_path) == schedule.digests[name], (seed, name)
+            alone.leave(name)
+            finished += 1
+    assert finished > 4 * SCHEDULES
+    assert busy / steps >= 4
