@@ -29,6 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 _CHUNK = 1 << 20
 
+#: what vLLM takes for --max-lora-rank
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _README = """\
 # {name}
 
@@ -211,8 +213,9 @@ def _move(work: Path, folder: Path, whole: bool) -> None:
 
 def _readme(from_api: Json, work: Path) -> str:
     rank: Any = "<rank>"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        rank = json.loads((work / "adapter_config.json").read_bytes()).get("r", rank)
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        own = int(json.loads((work / "adapter_config.json").read_bytes()).get("r"))
+        rank = next((size for size in _VLLM_RANKS if size >= own), own)
     name = str(from_api["name"])
     return _README.format(
         name=name,
