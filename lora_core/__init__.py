@@ -5,12 +5,20 @@ the engine under the service. `README.md` beside this file shows twenty lines of
 """
 
 from lora_core.digest import weights_digest
-from lora_core.errors import DivergedError, FormatError, LoraError, SpecError, TargetError
+from lora_core.errors import (
+    DivergedError,
+    FormatError,
+    LoraError,
+    MemoryLimitError,
+    SpecError,
+    TargetError,
+)
 from lora_core.examples import Examples, batches, total_steps
 from lora_core.inject import activate, eject, inject, targets
 from lora_core.job import StepReport, TrainingJob
 from lora_core.layer import LoraLinear
-from lora_core.loss import token_loss
+from lora_core.loss import row_loss, token_loss
+from lora_core.memory import Costs
 from lora_core.merge import merge, unmerge
 from lora_core.optim import AdamW, clip_
 from lora_core.peft_format import from_peft_config, load_adapter, save_adapter, to_peft_config
@@ -23,11 +31,13 @@ from lora_core.trainer import Trainer
 __all__ = [
     "AdamW",
     "AdapterSpec",
+    "Costs",
     "DivergedError",
     "Examples",
     "FormatError",
     "LoraError",
     "LoraLinear",
+    "MemoryLimitError",
     "SpecError",
     "State",
     "StepReport",
@@ -44,6 +54,7 @@ __all__ = [
     "load_adapter",
     "merge",
     "permutation",
+    "row_loss",
     "save_adapter",
     "targets",
     "to_peft_config",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_core import rng
-from lora_core.errors import DivergedError, SpecError
+from lora_core.errors import DivergedError, MemoryLimitError, SpecError
 from lora_core.examples import Examples, batch
 from lora_core.job import StepReport, TrainingJob
 from lora_core.optim import AdamW, clip_
@@ -33,7 +33,7 @@ class Tally:
     tokens: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Active:
     """A job in slot `number`; `step` optimizer steps done."""
 
@@ -71,6 +71,29 @@ class Active:
                 for place, index in enumerate(rows)
             ],
         )
+
+
+def refuse(active: Active, rows: int) -> StepReport:
+    """The report of a job whose largest segment alone takes more memory than there is."""
+    step = active.step + 1
+    active.failed = True
+    return StepReport(
+        job_id=active.job.job_id,
+        step=step,
+        total_steps=active.job.total_steps,
+        epoch=(step - 1) * active.job.epochs // active.job.total_steps,
+        loss=math.nan,
+        token_accuracy=None,
+        learning_rate=0.0,
+        grad_norm=math.nan,
+        tokens=0,
+        input_tokens=0,
+        seconds=0.0,
+        error=MemoryLimitError(
+            f"memory ran out at step {step} with {rows} rows of this job alone: shorten its "
+            "examples (context_length) or lower its rank"
+        ),
+    )
 
 
 def judge(active: Active, report: StepReport) -> StepReport:

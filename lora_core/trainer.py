@@ -18,14 +18,23 @@ import torch
 from torch import nn
 
 from lora_core import memory
-from lora_core.active import Active, Tally, evaluation, judge, restore, snapshot, update
+from lora_core.active import (
+    Active,
+    Tally,
+    evaluation,
+    judge,
+    refuse,
+    restore,
+    snapshot,
+    update,
+)
 from lora_core.errors import LoraError, MemoryLimitError, SpecError
 from lora_core.examples import Examples
 from lora_core.forward import Forward
 from lora_core.inject import eject, inject, layers, targets
 from lora_core.job import StepReport, TrainingJob
 from lora_core.peft_format import save_adapter
-from lora_core.segments import TILE, Segment, Sequence, cut, micro_batches
+from lora_core.segments import Segment, Sequence, cut, micro_batches
 from lora_core.state import State
 from lora_core.weights import SlotWeights
 
@@ -124,14 +133,16 @@ class Trainer:
             if not going:
                 return []
             began = time.perf_counter()
-            tallies = self._gradients_in_memory(going)
-            reports = [update(active, tallies[active.slot]) for active in going]
+            tallies, refused = self._gradients_in_memory(going)
+            reports = [update(a, tallies[a.slot]) for a in going if a not in refused]
             shared = time.perf_counter() - began
             tokens = sum(report.input_tokens for report in reports)
-            return [
-                self._validated(active, report, shared * report.input_tokens / tokens)
-                for active, report in zip(going, reports, strict=True)
-            ]
+            made = {
+                report.job_id: self._validated(report, shared * report.input_tokens / tokens)
+                for report in reports
+            }
+            made |= {report.job_id: report for report in refused.values()}
+            return [made[active.job.job_id] for active in going]
 
     def state(self, job_id: str) -> State:
         """A copy of a job's resumable state. Raises: SpecError for an unknown job."""
@@ -197,6 +208,13 @@ class Trainer:
             self.costs = memory.fit(points)
             return self.costs
 
+    def costs_are(self, costs: memory.Costs) -> None:
+        """Take what `calibrate` measured another time, and have every kernel ready all the same."""
+        with self._lock:
+            self._forward.rehearse(self._forward.probe_segments(*_PROBES[0]))
+            self._idle = memory.held(self._forward.device) - self._slot_bytes()
+            self.costs = costs
+
     def predicted_peak(self) -> int | None:
         """Bytes the next step will take at most, all that is held counted in; None before
         `calibrate`. Predicted to be not below, and at most a quarter above, what is measured."""
@@ -240,20 +258,27 @@ class Trainer:
         room = self.memory_limit - self._held()
         return micro_batches(segments, self.token_budget, lambda part: costs.of(part) <= room)
 
-    def _gradients_in_memory(self, going: list[Active]) -> dict[str, Tally]:
+    def _gradients_in_memory(
+        self, going: list[Active]
+    ) -> tuple[dict[str, Tally], dict[Active, StepReport]]:
         """`_gradients`, again with half the budget whenever memory runs out: gradients start from
-        zero each time and no parameter has moved, so the repeat is the same step."""
+        zero each time and no parameter has moved, so the repeat is the same step. Where even one
+        segment by itself is too much, the job it belongs to fails, and only that job."""
+        refused: dict[Active, StepReport] = {}
         while True:
+            left = [active for active in going if active not in refused]
             try:
-                return self._gradients(going)
+                return self._gradients(left), refused
             except (MemoryError, RuntimeError) as error:
                 if not memory.out_of_memory(error):
                     raise
-                largest = max(s.rows for active in going for s in active.segments())
-                if self.token_budget <= min(TILE, largest):
-                    raise
-                self.token_budget = max(TILE, self.token_budget // 2)
-                self.halvings += 1
+                sizes = {active: max(s.rows for s in active.segments()) for active in left}
+                culprit = max(left, key=lambda active: sizes[active])
+                if self.token_budget > sizes[culprit]:
+                    self.token_budget = max(sizes[culprit], self.token_budget // 2)
+                    self.halvings += 1
+                else:
+                    refused[culprit] = refuse(culprit, sizes[culprit])
 
     def _gradients(self, going: list[Active]) -> dict[str, Tally]:
         """Every job's summed loss, its gradient left in its slot."""
@@ -293,9 +318,10 @@ class Trainer:
                 hits = int(self._forward.hits(hidden[mine], layout.labels[mine]).sum())
                 tally.correct = (tally.correct or 0) + hits
 
-    def _validated(self, active: Active, report: StepReport, seconds: float) -> StepReport:
+    def _validated(self, report: StepReport, seconds: float) -> StepReport:
         """The report with its evaluation, if one is due, and the device time both took."""
         began = time.perf_counter()
+        active = self._active[report.job_id]
         every = active.job.eval_every
         due = report.finished or (every is not None and report.step % every == 0)
         if report.error is not None:

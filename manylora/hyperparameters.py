@@ -42,7 +42,10 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use_rslora: bool = False
     target_modules: str | list[str] = "all-linear"
     context_length: Annotated[int, Meta(ge=8)] = 1024
+    gradient_accumulation_steps: _Count = 1
     eval_every: Annotated[int, Meta(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Meta(ge=1)] | None = None
+    early_stopping_min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Hyperparameters(msgspec.Struct, frozen=True):
@@ -62,7 +65,10 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     use_rslora: bool
     target_modules: str | list[str]
     context_length: int
+    gradient_accumulation_steps: int
     eval_every: int | None
+    early_stopping_patience: int | None
+    early_stopping_min_delta: float
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON column."""
@@ -124,7 +130,10 @@ def resolve(
         use_rslora=asked.use_rslora,
         target_modules=asked.target_modules,
         context_length=asked.context_length,
+        gradient_accumulation_steps=asked.gradient_accumulation_steps,
         eval_every=asked.eval_every,
+        early_stopping_patience=asked.early_stopping_patience,
+        early_stopping_min_delta=asked.early_stopping_min_delta,
     )
 
 

@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     presign_seconds: int = Field(300, gt=0, description="life of a presigned download, seconds")
 
     threads: int | None = Field(None, description="threads of the trainer; default all cores")
+    token_budget: int = Field(
+        2048, ge=256, description="rows of one forward of the base, of all slots together"
+    )
+    memory_limit: int | None = Field(
+        None, gt=0, description="memory of a trainer, bytes; default nine tenths of the device's"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
 

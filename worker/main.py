@@ -142,6 +142,8 @@ class WorkerProcess:
             device=self.device,
             threads=self.settings.threads,
             note=note,
+            token_budget=self.settings.token_budget,
+            memory_limit=self.settings.memory_limit,
         )
         self.link.start()
         while not self.link.ready.wait(0.5):

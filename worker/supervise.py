@@ -272,4 +272,9 @@ def _note_step(lease: Lease, message: Message) -> None:
         note = f"Step {step}/{total}: training loss={point['train_loss']:.2f}"
         if "valid_loss" in point:
             note += f", validation loss={point['valid_loss']:.2f}"
+    if message["stopped_early"]:
+        note = (
+            f"Stopped early at step {step}/{total}: the validation loss was lowest at step "
+            f"{message['best_step']}, and that adapter is kept"
+        )
     lease.progress(step, total, point, note)

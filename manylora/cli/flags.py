@@ -52,6 +52,17 @@ _HYPERPARAMETERS = (
         help="Layers that get an adapter; repeat it or use commas  [all-linear]",
     ),
     click.option("--max-length", type=click.IntRange(8), help="Longest example, tokens  [1024]"),
+    click.option(
+        "--accumulate", type=click.IntRange(1, 256), help="Batches that make one step  [1]"
+    ),
+    click.option(
+        "--eval-every", type=click.IntRange(1), help="Steps between evaluations  [at the end]"
+    ),
+    click.option(
+        "--patience",
+        type=click.IntRange(1),
+        help="Evaluations without a better loss that end the job  [none]",
+    ),
 )
 
 
@@ -81,6 +92,9 @@ def asked(flags: dict[str, Any]) -> dict[str, Any]:
         "lora_dropout": flags.pop("dropout"),
         "target_modules": "all-linear" if modules == ["all-linear"] else modules or None,
         "context_length": flags.pop("max_length"),
+        "gradient_accumulation_steps": flags.pop("accumulate"),
+        "eval_every": flags.pop("eval_every"),
+        "early_stopping_patience": flags.pop("patience"),
     }
     given = {name: value for name, value in raw.items() if value is not None}
     parse(given)

@@ -29,7 +29,7 @@ from lora_core import (
     TrainingJob,
     weights_digest,
 )
-from worker.trainer.load import load_base, numerics
+from worker.trainer.load import calibrate, load_base, numerics
 
 Message = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
@@ -64,7 +64,10 @@ def training_job(key: str, order: Message) -> TrainingJob:
         weight_decay=hyper["weight_decay"],
         max_grad_norm=hyper["max_grad_norm"],
         seed=order["seed"],
+        accumulation=hyper["gradient_accumulation_steps"],
         eval_every=hyper["eval_every"],
+        patience=hyper["early_stopping_patience"],
+        min_delta=hyper["early_stopping_min_delta"],
     )
 
 
@@ -90,14 +93,22 @@ class Child:
         if order is None:
             return
         _die_with(order["parent"])
+        base = Path(order["base"])
         try:
-            model = load_base(Path(order["base"]), order["device"], order["threads"])
+            model = load_base(base, order["device"], order["threads"])
+            self._digest = weights_digest(model)
+            self._trainer = Trainer(
+                model,
+                slots=order["slots"],
+                token_budget=order["token_budget"],
+                memory_limit=order["memory_limit"],
+            )
+            calibrate(self._trainer, base, numerics(order["device"]))
         except (OSError, ValueError, RuntimeError) as error:
             self._send({"ev": "broken", "message": f"the base cannot be loaded: {error}"})
             sys.exit(1)
-        self._trainer = Trainer(model, slots=order["slots"])
-        self._digest = weights_digest(model)
-        self._send({"ev": "ready", "numerics": numerics(order["device"]), "digest": self._digest})
+        facts = {**numerics(order["device"]), "fused": self._trainer.fused}
+        self._send({"ev": "ready", "numerics": facts, "digest": self._digest})
         while not self._stopping:
             self._take_orders()
             if self._held and not self._stopping:
@@ -162,17 +173,20 @@ class Child:
     def _report(self, report: StepReport) -> None:
         key = report.job_id
         if report.error is not None:
+            if self._trainer.state(key).step > 0:
+                self._checkpoint(key)  # of the step before, which was good
             self._fail(key, report.error)
             return
         point: dict[str, float | None] = {
             "train_loss": report.loss,
-            "train_mean_token_accuracy": report.token_accuracy,
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
             "input_tokens": report.input_tokens,
             "seconds": report.seconds,
         }
+        if report.token_accuracy is not None:
+            point["train_mean_token_accuracy"] = report.token_accuracy
         if report.validation_loss is not None:
             point["valid_loss"] = report.validation_loss
             point["valid_mean_token_accuracy"] = report.validation_accuracy
@@ -183,6 +197,8 @@ class Child:
                 "step": report.step,
                 "total_steps": report.total_steps,
                 "point": point,
+                "stopped_early": report.stopped_early,
+                "best_step": report.best_step,
             }
         )
         if report.finished:

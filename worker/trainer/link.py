@@ -40,7 +40,15 @@ class TrainerLink:
     """One trainer child, restarted when it dies. Thread-safe."""
 
     def __init__(
-        self, base: Path, *, slots: int, device: str, threads: int | None, note: Path | None
+        self,
+        base: Path,
+        *,
+        slots: int,
+        device: str,
+        threads: int | None,
+        note: Path | None,
+        token_budget: int = 2048,
+        memory_limit: int | None = None,
     ) -> None:
         self._argv = [sys.executable, "-m", "worker.trainer.child"]
         self._order = {
@@ -48,6 +56,8 @@ class TrainerLink:
             "slots": slots,
             "device": device,
             "threads": threads,
+            "token_budget": token_budget,
+            "memory_limit": memory_limit,
             "parent": os.getpid(),
         }
         self._note = note

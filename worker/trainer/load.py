@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 import transformers
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from lora_core import attention
+from lora_core import Costs, Trainer, attention
 from worker.bases.card import read
+
+log = structlog.get_logger(__name__)
 
 
 def load_base(folder: Path, device: str, threads: int | None) -> Any:
@@ -39,6 +46,23 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
     model.requires_grad_(False)
     model.eval()
     return model.to(device)
+
+
+def calibrate(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
+    """Have the trainer know what its steps take: measured once for a base on a machine, then read
+    from beside the base. Either way its kernels have run once before the first job comes."""
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    note = folder / f"costs-{key}.json"
+    try:
+        trainer.costs_are(Costs(**json.loads(note.read_text(encoding="utf-8"))))
+        return
+    except (OSError, ValueError, TypeError) as error:
+        log.info("trainer.measures", note=note.name, why=type(error).__name__)
+    costs = trainer.calibrate()
+    if costs is not None:
+        part = note.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(asdict(costs)), encoding="utf-8")
+        os.replace(part, note)
 
 
 def numerics(device: str) -> dict[str, Any]:

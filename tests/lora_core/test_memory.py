@@ -1,0 +1,120 @@
+"""What steps take: the fit, the cuts and refusals it leads to, and memory that runs out all the
+same."""
+
+import math
+
+import pytest
+import torch
+
+from lora_core import Costs, MemoryLimitError, Trainer, memory
+from lora_core.segments import Sequence, cut
+from tests.lora_core.models import examples, job, tiny
+
+
+def test_the_fit_finds_the_factors():
+    made = memory.fit([(r, s, 1000 + 7 * r + 3 * s) for r, s in ((256, 10), (512, 10), (512, 90))])
+    assert (made.fixed, made.row, made.square) == pytest.approx((1000, 7, 3))
+    segments = cut("s", [Sequence(torch.arange(40), torch.ones(40, dtype=torch.bool))] * 3)
+    assert memory.amounts(segments) == (256, 3 * 64**2)
+    expected = memory.MARGIN * (1000 + 7 * 256 + 3 * 3 * 64**2)
+    assert made.of(segments) == pytest.approx(expected, abs=2)
+
+
+def test_a_measured_trainer_predicts_more_than_it_holds(one_thread):
+    trainer = Trainer(tiny("llama"), slots=2)
+    assert trainer.predicted_peak() is None
+    costs = trainer.calibrate()
+    trainer.join(job("a", 1))
+    assert costs is not None
+    assert costs.row > 0
+    assert trainer.predicted_peak() > memory.held(torch.device("cpu")) * 0.5
+    assert trainer.step()[0].error is None
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers(one_thread):
+    trainer = Trainer(tiny("llama"), slots=3)
+    trainer.join(job("before", 1))
+    trainer.costs_are(Costs(fixed=0.0, row=2.0**20, square=0.0))
+    trainer.memory_limit = memory.held(torch.device("cpu")) + 400 * 2**20
+    trainer.join(job("fits", 2))
+    with pytest.raises(MemoryLimitError, match=r"\(290 tokens\) needs [\d.]+ GiB of memory and"):
+        trainer.join(job("long", 3, examples=examples(3, count=40, longest=300)))
+    assert {r.job_id for r in trainer.step()} == {"before", "fits"}
+
+
+def test_little_memory_cuts_a_step_and_changes_no_bit(one_thread):
+    roomy, tight = Trainer(tiny("llama"), slots=1), Trainer(tiny("llama"), slots=1)
+    tight.costs_are(Costs(fixed=0.0, row=2.0**20, square=0.0))
+    tight.memory_limit = memory.held(torch.device("cpu")) + 300 * 2**20
+    for trainer in (roomy, tight):
+        many = examples(4, count=30, longest=100)
+        trainer.join(job("j", 1, examples=many, batch_size=15))
+        trainer.passed = trainer.passes
+        trainer.losses = [trainer.step()[0].loss for _ in range(2)]
+    assert roomy.losses == tight.losses
+    assert tight.passes - tight.passed > roomy.passes - roomy.passed
+
+
+class Full:
+    """A forward on a device with room for so many rows."""
+
+    def __init__(self, forward, room):
+        self.forward, self.room, self.refused = forward, room, 0
+
+    def __call__(self, segments, slots, **options):
+        if sum(segment.rows for segment in segments) > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.forward(segments, slots, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.forward, name)
+
+
+def test_out_of_memory_halves_the_budget_and_repeats_the_step(one_thread):
+    roomy, full = Trainer(tiny("llama"), slots=3), Trainer(tiny("llama"), slots=3)
+    full._forward = Full(full._forward, room=300)
+    for trainer in (roomy, full):
+        for index in range(3):
+            many = examples(index, count=24, longest=60)
+            trainer.join(job(f"j{index}", index, examples=many, batch_size=8, spec_dropout=0.1))
+    for _ in range(4):
+        assert [r.loss for r in roomy.step()] == [r.loss for r in full.step()]
+    assert full._forward.refused == full.halvings > 0
+    assert full.token_budget <= 300
+
+
+def test_a_job_too_large_for_the_device_fails_alone(one_thread):
+    alone, full = Trainer(tiny("llama"), slots=1), Trainer(tiny("llama"), slots=2)
+    full._forward = Full(full._forward, room=128)
+    small = job("small", 1)
+    alone.join(small)
+    full.join(job("large", 2, examples=examples(2, count=4, longest=120), batch_size=4, epochs=9))
+    full.join(small)
+    failed = []
+    for _ in range(small.total_steps):
+        reports = {r.job_id: r for r in full.step()}
+        assert reports["small"].loss == alone.step()[0].loss
+        failed += [r for r in reports.values() if r.error is not None]
+    long = [r for r in failed if r.job_id == "large"]
+    for report in long:
+        assert isinstance(report.error, MemoryLimitError)
+        assert f"step {report.step}" in str(report.error)
+        assert math.isnan(report.loss)
+    assert len(long) == 1
+
+
+def test_other_errors_are_not_taken_for_it(one_thread):
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(job("j", 1))
+
+    def broken(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    trainer._forward = broken
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.step()
+    assert memory.out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+    )
+    assert memory.out_of_memory(MemoryError())
