@@ -29,7 +29,8 @@ def module_body():
     frame = sys._getframe(2)
     while frame is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
-    return frame.f_code.co_filename if frame is not None else ""
+    where = frame.f_code.co_filename if frame is not None else ""
+    return "" if "site-packages" in where else where  # the venv may lie below the root
 
 
 def hook(event, args):
