@@ -118,13 +118,13 @@ class Forward:
         self, segments: list[Segment], slots: dict[str, SlotWeights], training: bool
     ) -> tuple[Layout, Tensor]:
         """Every sequence through the base by itself; the layout is that of all together."""
-        layout = Layout(segments, tile=None, training=training, device=self.device)
+        layout = Layout(segments, padded=False, training=training, device=self.device)
         states = []
         for segment in segments:
             for sequence in segment.sequences:
                 alone = Layout(
                     [Segment(segment.slot, (sequence,))],
-                    tile=None,
+                    padded=False,
                     training=training,
                     device=self.device,
                 )

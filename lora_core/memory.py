@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lora_core.segments import TILE, Segment, padded_length
+from lora_core.segments import Segment, padded_length
 
 #: a prediction is this much over the fit: allocators round and keep
 MARGIN = 1.12
@@ -43,12 +43,12 @@ class Costs:
 
 
 def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
-    """Rows (whole tiles) and squared lengths of a micro-batch."""
+    """Rows and squared lengths of a micro-batch."""
     rows = squares = 0
     for segment in segments:
         rows += segment.rows
         squares += sum(padded_length(len(s.ids)) ** 2 for s in segment.sequences)
-    return -(-rows // TILE) * TILE, squares
+    return rows, squares
 
 
 def slot_bytes(numbers: int) -> int:

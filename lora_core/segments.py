@@ -5,8 +5,9 @@ as one flat axis. Values and index tensors only; nothing here knows a model.
     └── segment ──────┘ └── segment ───┘ └ …              up to a whole tile
 
 What makes a job's bits its own: how its sequences are cut into segments depends on the job alone,
-every product over a segment's rows sees only that segment, and every product over all rows sees
-tiles of a fixed height. Then neither neighbours nor the token budget can be told from the result.
+every product over a segment's rows sees only that segment, every product over all rows sees tiles
+of a fixed height, and threads part the rows between vectors. Then neither neighbours nor the token
+budget can be told from the result.
 
 N rows (tokens and padding), L tokens of a sequence, M label rows.
 """
@@ -23,7 +24,8 @@ from torch import Tensor
 #: rows of every product with a base weight; measured: with tiles of 256 a row's bits do not
 #: depend on its neighbours, with a shorter last tile they do
 TILE = 256
-#: a segment's rows are a multiple of this, so that few shapes occur
+#: a segment's rows are a multiple of this, so that few shapes occur; all rows are one of this for
+#: each thread, so that a thread's share of an element-wise kernel ends with a whole vector
 ALIGN = 16
 #: sequences are put together up to so many rows; a longer one is a segment of its own
 SEGMENT_ROWS = 256
@@ -123,11 +125,12 @@ class Bucket:
 
 @dataclass
 class Layout:
-    """One micro-batch as a flat axis. `ids`, `positions`, `keys` int64 [N]; `label_rows` int64 [M]
+    """One micro-batch as a flat axis, of whole segments (`padded` False: of nothing but tokens, for
+    a sequence by itself). `ids`, `positions`, `keys` int64 [N]; `label_rows` int64 [M]
     are the rows whose next token is to be learnt, `labels` int64 [M] those tokens."""
 
     segments: list[Segment]
-    tile: int | None = TILE
+    padded: bool = True
     #: whether dropout is at work
     training: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -149,11 +152,12 @@ class Layout:
                 found += len(at)
                 by_length.setdefault(padded_length(length), []).append((row, length))
                 row += length
-            stop = start + (segment.rows if self.tile else segment.tokens)
+            stop = start + (segment.rows if self.padded else segment.tokens)
             spans.append(Span(segment.slot, start, stop, before, found))
             _pad((ids, positions, keys), stop - row)
             start = stop
-        self.rows = -(-start // self.tile) * self.tile if self.tile else start
+        unit = ALIGN * torch.get_num_threads() if self.padded else 1
+        self.rows = -(-start // unit) * unit
         _pad((ids, positions, keys), self.rows - start)
         self.spans = spans
         self.ids = torch.cat(ids).to(self.device)

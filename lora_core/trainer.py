@@ -39,7 +39,7 @@ from lora_core.state import State
 from lora_core.weights import SlotWeights
 
 #: sequences and their length of the steps that memory is measured on
-_PROBES = ((7, 32), (48, 32), (3, 512))
+_PROBES = ((8, 32), (48, 32), (3, 512))
 
 
 class Trainer:

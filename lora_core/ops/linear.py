@@ -44,7 +44,7 @@ class _Group(torch.autograd.Function):
         slots: dict[str, SlotWeights],
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
-        y = product(flat, group.weight.t(), group.bias, layout.tile)
+        y = product(flat, group.weight.t(), group.bias)
         lows: list[Tensor | None] = []
         for span, held, pair in _pairs(group, layout, slots):
             low = _low(flat, layout, span, held, pair)
@@ -61,7 +61,7 @@ class _Group(torch.autograd.Function):
         parts = [grad.reshape(flat.shape[0], -1) for grad in grads]
         dy = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
         wanted = ctx.needs_input_grad[0]
-        dx = product(dy, group.weight, None, layout.tile) if wanted else None
+        dx = product(dy, group.weight) if wanted else None
         for (span, held, pair), low in zip(_pairs(group, layout, slots), lows, strict=True):
             own = dy[span.start : span.stop]
             ds = torch.mm(own, pair.b).mul_(held.scaling)

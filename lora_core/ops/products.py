@@ -1,8 +1,8 @@
 """Products with frozen weights over all rows of a step, in tiles of one height.
 
 A library's kernel for a product may depend on the number of its rows, and with it the order of its
-sums. So each call sees exactly `tile` rows (the layout pads the last), and a row's bits do not
-depend on what lies beside it. On CUDA one call takes all rows.
+sums. So each call sees exactly TILE rows, the last ones filled up with zeros, and a row's bits do
+not depend on what lies beside it. On CUDA one call takes all rows.
 
 N rows, K width in, O width out.
 """
@@ -12,15 +12,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lora_core.segments import TILE
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, tile: int | None) -> Tensor:
-    """x [N, K] times weight [K, O], plus bias [O]; `tile` None takes all rows at once."""
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [N, K] times weight [K, O], plus bias [O]."""
+    if x.device.type != "cpu":
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
     out = x.new_empty(x.shape[0], weight.shape[1])
-    step = tile if tile and x.device.type == "cpu" else max(1, x.shape[0])
-    for start in range(0, x.shape[0], step):
-        rows = x[start : start + step]
-        if bias is None:
-            torch.mm(rows, weight, out=out[start : start + step])
-        else:
-            torch.addmm(bias, rows, weight, out=out[start : start + step])
+    whole = x.shape[0] - x.shape[0] % TILE
+    for start in range(0, whole, TILE):
+        _into(out[start : start + TILE], x[start : start + TILE], weight, bias)
+    if whole < x.shape[0]:
+        rest = x.new_zeros(TILE, x.shape[1])
+        rest[: x.shape[0] - whole] = x[whole:]
+        made = _into(x.new_empty(TILE, weight.shape[1]), rest, weight, bias)
+        out[whole:] = made[: x.shape[0] - whole]
     return out
+
+
+def _into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(bias, x, weight, out=out)

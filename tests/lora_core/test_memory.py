@@ -15,8 +15,8 @@ def test_the_fit_finds_the_factors():
     made = memory.fit([(r, s, 1000 + 7 * r + 3 * s) for r, s in ((256, 10), (512, 10), (512, 90))])
     assert (made.fixed, made.row, made.square) == pytest.approx((1000, 7, 3))
     segments = cut("s", [Sequence(torch.arange(40), torch.ones(40, dtype=torch.bool))] * 3)
-    assert memory.amounts(segments) == (256, 3 * 64**2)
-    expected = memory.MARGIN * (1000 + 7 * 256 + 3 * 3 * 64**2)
+    assert memory.amounts(segments) == (128, 3 * 64**2)
+    expected = memory.MARGIN * (1000 + 7 * 128 + 3 * 3 * 64**2)
     assert made.of(segments) == pytest.approx(expected, abs=2)
 
 
@@ -35,7 +35,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers(one_thread):
     trainer = Trainer(tiny("llama"), slots=3)
     trainer.join(job("before", 1))
     trainer.costs_are(Costs(fixed=0.0, row=2.0**20, square=0.0))
-    trainer.memory_limit = memory.held(torch.device("cpu")) + 400 * 2**20
+    trainer.memory_limit = memory.held(torch.device("cpu")) + 200 * 2**20
     trainer.join(job("fits", 2))
     with pytest.raises(MemoryLimitError, match=r"\(290 tokens\) needs [\d.]+ GiB of memory and"):
         trainer.join(job("long", 3, examples=examples(3, count=40, longest=300)))

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_core.segments import TILE, Layout, Sequence, cut, micro_batches, padded_length
+from lora_core.segments import Layout, Sequence, cut, micro_batches, padded_length
 
 
 def sequence(length, learn=None):
@@ -35,7 +35,7 @@ def test_a_layout_says_where_everything_lies():
         *cut("b", [sequence(40)]),
     ]
     layout = Layout(parts)
-    assert layout.rows == TILE
+    assert layout.rows == 64  # 16 and 48, up to 16 for each of two threads
     assert layout.tokens == 48
     assert [(s.slot, s.start, s.stop) for s in layout.spans] == [("a", 0, 16), ("b", 16, 64)]
     assert [(s.label_start, s.label_stop) for s in layout.spans] == [(0, 4), (4, 43)]
