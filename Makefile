@@ -40,7 +40,7 @@ contracts: setup  ## who may import whom
 docs: setup  ## write the tables of docs/ that come from the code
 	"$(BIN)/python" docs/generate.py
 
-bench: setup  ## measure against the peers, about an hour; writes docs/performance.md
+bench: setup  ## measure against the peers, over an hour; writes docs/performance.md
 	"$(BIN)/python" -m bench.report --check
 	"$(BIN)/python" -m bench.engine
 	"$(BIN)/python" -m bench.memory

@@ -22,8 +22,9 @@ from lora_core import Trainer, TrainingJob
 from tests.lora_core.models import KINDS, tiny
 from tests.lora_core.test_neighbours import drawn_job
 
-#: the norm of the difference, by the norm of the adapter a job gets alone; per dtype of the base
-TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.15}
+#: The norm of the difference, by the norm of the adapter a job gets alone; per dtype of the base.
+#: Noise of 1e-6 in every base product, put in on a CPU, comes to 5e-6 and 1e-2 on these models.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 SCHEDULES = 5
 _SLOTS = 4
 

@@ -131,12 +131,10 @@ def _cold(rows: Rows) -> Spread | None:
 
 
 def _service(rows: Rows) -> Spread | None:
-    """Service rows and engine rows come from two calls: the median process against each round."""
-    alone = Spread.of(by_round(pick(rows, "trainer_peft"), "wall_seconds").values())
-    served = pick(rows, "service", jobs=JOBS)
-    if alone is None:
-        return None
-    return Spread.of(JOBS * alone.middle / row["wall_seconds"] for row in served)
+    return Spread.of(
+        JOBS * row["alone_seconds"] / row["wall_seconds"]
+        for row in pick(rows, "service", jobs=JOBS)
+    )
 
 
 def _first_step(rows: Rows) -> Spread | None:

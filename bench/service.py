@@ -3,7 +3,8 @@
 `manylora up -d` in a home of its own, the base added, the worker ready; then, by the HTTP client
 the CLI uses, every dataset is sent and every job created, until all adapters are published. When a
 job was claimed and when its first step was in the books is read from the ledger, whose clock is
-finer than the wire's. Everything is stopped at the end. The row goes to build/bench/service.json.
+finer than the wire's. Before each round one of the jobs runs as a Trainer+PEFT process, the service
+idle beside it. Everything is stopped at the end. Rows go to build/bench/service.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bench import rows, workload
+from bench import measure, rows, workload
 from bench.measure import OUT, ROOT, Row
 from manylora.client import Client
 from manylora.settings import load_settings
@@ -157,6 +158,17 @@ def _history(made: list[str]) -> Row:
     }
 
 
+def _peer(base: Path, examples: int) -> Row:
+    """One of the same jobs as one Trainer+PEFT process; the service idles meanwhile."""
+    return {
+        "folder": str(base),
+        "length": workload.LENGTH,
+        "rank": workload.RANK,
+        "batch": workload.BATCH,
+        "steps": examples // workload.BATCH,
+    }
+
+
 def measured(jobs: int, examples: int, rounds: int) -> list[Row]:
     """The jobs through a service that is started for it and stopped again, so many times."""
     for name in [name for name in os.environ if name.startswith("MANYLORA_")]:
@@ -173,7 +185,8 @@ def measured(jobs: int, examples: int, rounds: int) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             files = datasets(Path(folder), base, jobs, examples)
             for number in range(rounds):
-                row: dict[str, Any] = through(client, files)
+                alone = measure.fresh("bench.alone", _peer(base, examples))["wall_seconds"]
+                row: dict[str, Any] = {**through(client, files), "alone_seconds": alone}
                 found.append({"what": "service", "round": number, "examples": examples, **row})
     finally:
         manylora("down", check=False)
@@ -195,7 +208,7 @@ def main(argv: list[str]) -> int:
         worst = max(row["claim_to_first_step_seconds"])
         sys.stdout.write(
             f"{row['jobs']} jobs in {row['wall_seconds']:.1f} s, first step {worst:.1f} s after "
-            "its claim at the latest\n"
+            f"its claim at the latest; one Trainer+PEFT process {row['alone_seconds']:.1f} s\n"
         )
     return 0
 

@@ -217,6 +217,7 @@ def service(rows: Rows) -> str:
             [
                 str(row["round"]),
                 str(row["jobs"]),
+                f"{row['alone_seconds']:.1f}",
                 f"{row['wall_seconds']:.1f}",
                 f"{row['sent_seconds']:.1f}",
                 _least_most(row["created_to_claim_seconds"]),
@@ -227,6 +228,7 @@ def service(rows: Rows) -> str:
     headers = (
         "round",
         "jobs",
+        "one Trainer+PEFT process, s",
         "submit to all published, s",
         "sending, s",
         "created to claimed, s",

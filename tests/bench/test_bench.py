@@ -89,6 +89,7 @@ def made_up():
     }
     found.append(
         {"what": "service", "round": 0, "jobs": 8, "wall_seconds": 20.0, "sent_seconds": 1.0}
+        | {"alone_seconds": 25.0}
         | seconds
     )
     for least, most in ((1.1, 1.2), (0.9, 1.1), (1.0, 1.4)):
