@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 # Threads that spin long while they wait for each other cost ten times beside a busy neighbour.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup demo test lint types contracts docs check clean
+.PHONY: help setup demo test lint types contracts docs bench bench-quick check-cuda check clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with everything locked; leaves .venv/bin/manylora
 
@@ -41,6 +41,23 @@ contracts: setup  ## who may import whom
 
 docs: setup  ## write the tables of docs/ that come from the code
 	"$(BIN)/python" docs/generate.py
+
+bench: setup  ## measure against the peers, over an hour; writes docs/performance.md
+	"$(BIN)/python" -m bench.report --check
+	"$(BIN)/python" -m bench.engine
+	"$(BIN)/python" -m bench.memory
+	"$(BIN)/python" -m bench.service
+	"$(BIN)/python" -m bench.report
+
+bench-quick: setup  ## see that the bench works: a few minutes, numbers that mean nothing
+	"$(BIN)/python" -m bench.report --check
+	"$(BIN)/python" -m bench.engine --quick
+	"$(BIN)/python" -m bench.memory --quick
+	"$(BIN)/python" -m bench.service --quick
+	"$(BIN)/python" -m bench.report --quick
+
+check-cuda: setup  ## on a GPU: jobs among others against alone, and the engine's bench
+	"$(BIN)/python" -m bench.cuda
 
 check: lint types contracts test  ## all of the above
 
