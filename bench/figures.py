@@ -213,7 +213,7 @@ FIGURES = [
         "padding's share of the base's rows, 8 jobs",
         0.10,
         _padding,
-        "segments end at multiples of 16 rows, a step's rows at a multiple of the tile",
+        "segments end at multiples of 16 rows; the last tile is filled up in the products alone",
         at_most=True,
         unit="share",
     ),
