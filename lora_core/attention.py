@@ -107,7 +107,7 @@ class _Packed(torch.autograd.Function):
                 p, slope = _weights(q, k, bucket, scale, window, softcap)
                 made = torch.bmm(p, v)
                 kept += [q, k, v, p] if slope is None else [q, k, v, p, slope]
-            out[bucket.rows] = _give(made, bucket, shape[1])
+            out.index_copy_(0, bucket.rows, _give(made, bucket, shape[1]))
         ctx.save_for_backward(*kept)
         ctx.facts = (layout, scale, window, softcap, shape, key.shape)
         return out[None]
@@ -132,7 +132,7 @@ class _Packed(torch.autograd.Function):
                 slope = kept.pop(0) if softcap is not None else None
                 made = _weights_backward(do, q, k, v, p, slope, scale)
             for total, part in zip(sums, made, strict=True):
-                total[bucket.rows] = _give(part, bucket, total.shape[1])
+                total.index_copy_(0, bucket.rows, _give(part, bucket, total.shape[1]))
         dq, dk, dv = (total.transpose(0, 1)[None] for total in sums)
         return dq, dk, dv, None, None, None, None
 
@@ -147,7 +147,7 @@ def _take(flat: Tensor, bucket: Bucket, groups: int) -> Tensor:
 def _take_zero(flat: Tensor, bucket: Bucket, groups: int) -> Tensor:
     """As `_take`, with zeros where a sequence is padded."""
     rows = flat.new_zeros(len(bucket.gather), *flat.shape[1:])
-    rows[bucket.valid] = flat[bucket.rows]
+    rows.index_copy_(0, bucket.valid, flat.index_select(0, bucket.rows))
     rows = rows.view(bucket.count, bucket.length, groups, -1, flat.shape[2])
     return rows.permute(2, 0, 3, 1, 4).reshape(groups * bucket.count, -1, flat.shape[2])
 
@@ -157,7 +157,7 @@ def _give(made: Tensor, bucket: Bucket, heads: int) -> Tensor:
     n, length = bucket.count, bucket.length
     groups = made.shape[0] // n
     rows = made.view(groups, n, heads // groups, length, -1).permute(1, 3, 0, 2, 4)
-    return rows.reshape(n * length, heads, -1)[bucket.valid]
+    return rows.reshape(n * length, heads, -1).index_select(0, bucket.valid)
 
 
 def _weights(

@@ -80,7 +80,7 @@ class Forward:
         """
         if self.fused:
             layout = Layout(segments, training=training, device=self.device)
-            hidden = self._hidden(layout, slots)[layout.label_rows]
+            hidden = self._hidden(layout, slots).index_select(0, layout.label_rows)
         else:
             layout, hidden = self._apart(segments, slots, training)
         losses = loss.row_loss(
@@ -128,7 +128,7 @@ class Forward:
                     training=training,
                     device=self.device,
                 )
-                states.append(self._hidden(alone, slots)[alone.label_rows])
+                states.append(self._hidden(alone, slots).index_select(0, alone.label_rows))
         return layout, torch.cat(states)
 
     def _hidden(self, layout: Layout, slots: dict[str, SlotWeights]) -> Tensor:

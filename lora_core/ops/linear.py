@@ -45,30 +45,31 @@ class _Group(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
         y = product(flat, group.weight.t(), group.bias)
-        lows: list[Tensor | None] = []
-        for span, held, pair in _pairs(group, layout, slots):
+        lows: list[Tensor] = []
+        owned = _owned(group, layout, slots)
+        for span, held, pair in owned:
             low = _low(flat, layout, span, held, pair)
             y[span.start : span.stop].addmm_(low, pair.b.t(), alpha=held.scaling)
             lows.append(low)
         ctx.save_for_backward(flat, *lows)
-        ctx.group, ctx.layout, ctx.slots, ctx.shape = group, layout, slots, x.shape
+        ctx.group, ctx.layout, ctx.owned, ctx.shape = group, layout, owned, x.shape
         return tuple(part.view(*x.shape[:-1], -1) for part in torch.split(y, group.sizes, dim=1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         flat, *lows = ctx.saved_tensors
-        group, layout, slots = ctx.group, ctx.layout, ctx.slots
+        group, layout = ctx.group, ctx.layout
         parts = [grad.reshape(flat.shape[0], -1) for grad in grads]
         dy = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
         wanted = ctx.needs_input_grad[0]
         dx = product(dy, group.weight) if wanted else None
-        for (span, held, pair), low in zip(_pairs(group, layout, slots), lows, strict=True):
-            own = dy[span.start : span.stop]
+        for (span, held, pair), low in zip(ctx.owned, lows, strict=True):
+            rows = slice(span.start, span.stop)
+            own = dy[rows]
             ds = torch.mm(own, pair.b).mul_(held.scaling)
             db = torch.mm(own.t(), low)
-            for (_, rows, ranks), grad in zip(pair.places, pair.grads_b, strict=True):
-                grad.add_(db[rows, ranks], alpha=held.scaling)
-            rows = slice(span.start, span.stop)
+            for (_, mine, ranks), grad in zip(pair.places, pair.grads_b, strict=True):
+                grad.add_(db[mine, ranks], alpha=held.scaling)
             if held.spec.dropout > 0:
                 _masked(flat, dx, ds, layout, span, held, pair)
             else:
@@ -90,7 +91,7 @@ def group_product(
     return outputs
 
 
-def _pairs(
+def _owned(
     group: LinearGroup, layout: Layout, slots: dict[str, SlotWeights]
 ) -> list[tuple[Span, SlotWeights, Pair]]:
     """The segments whose slot has adapters on the group, in order."""

@@ -1,6 +1,7 @@
 """Neighbour-proof on the real base: Gemma 3 270M in bf16 on two threads, loaded as the trainer
 child loads it. Some jobs alone, then together with others that join late and leave early, under a
-budget that cuts their steps; every bit of what they learnt is compared. Then PEFT's losses."""
+budget that cuts their steps; every bit of what they learnt is compared. Then PEFT's loss on the
+same examples."""
 
 import json
 from pathlib import Path
@@ -9,8 +10,10 @@ import peft
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from lora_core import AdapterSpec, Examples, Trainer, TrainingJob
+from lora_core.examples import batch
 from lora_core.inject import layers
 from worker.prepare import tokenizer_of, write_examples
 from worker.trainer.load import load_base
@@ -109,29 +112,53 @@ def test_three_customers_bits_are_their_own(gemma, texts):
     assert any(t.abs().max() > 1e-4 for key, t in done[first.job_id].items() if key.endswith("B.w"))
 
 
-def test_the_losses_are_pefts(gemma, texts):
-    from transformers import AutoModelForCausalLM
-
-    model, folder = gemma
-    mine = jobs(texts)[0]
-    trainer = Trainer(model, slots=1)
-    trainer.join(mine)
-    held = layers(model)
+def pefts(folder, held, rank):
+    """PEFT's model of the same base with the adapter that `held` starts from."""
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    theirs = peft.get_peft_model(
-        plain, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    model = peft.get_peft_model(
+        plain, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     ).eval()
-    for name, module in theirs.base_model.model.named_modules():
+    for name, module in model.base_model.model.named_modules():
         if name in held and "slot0" in held[name].specs:
             module.lora_A["default"].weight.data.copy_(held[name].lora_A["slot0"])
             module.lora_B["default"].weight.data.copy_(held[name].lora_B["slot0"])
-    bare, _ = trainer.evaluate("haiku-bakery", mine.examples)
-    total = count = 0.0
+    return model
+
+
+def summed_loss(model, examples, indices):
+    """Summed loss and number of label tokens, each example by itself."""
+    total, count = 0.0, 0
+    for index in indices:
+        ids, mask = examples[index]
+        out = model(input_ids=ids[None].long()).logits[0, :-1][mask[1:]].float()
+        total = total + F.cross_entropy(out, ids[1:][mask[1:]].long(), reduction="sum")
+        count += int(mask[1:].sum())
+    return total, count
+
+
+def test_held_out_loss_after_an_epoch_is_pefts(gemma, texts):
+    """PEFT, torch's AdamW, the same start and the same order of examples."""
+    model, folder = gemma
+    mine = jobs(texts)[0]
+    heldout = Examples.of([mine.examples[i] for i in (0, 1)] + [texts[1][i] for i in (0, 1, 2)])
+    trainer = Trainer(model, slots=1)
+    trainer.join(mine)
+    theirs = pefts(folder, layers(model), mine.spec.r)
+    learning = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=0.0)
+    before = trainer.evaluate(mine.job_id, heldout)[0]
+    for step in range(1, mine.total_steps + 1):
+        trainer.step()
+        optimizer.zero_grad()
+        indices = batch(len(mine.examples), mine.optimizer_batch, mine.seed, step)
+        total, count = summed_loss(theirs, mine.examples, indices)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(learning, mine.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - (step - 1) / mine.total_steps)
+        optimizer.step()
+    ours = trainer.evaluate(mine.job_id, heldout)[0]
     with torch.no_grad():
-        for index in range(len(mine.examples)):
-            ids, mask = mine.examples[index]
-            out = theirs(input_ids=ids[None].long()).logits[0, :-1][mask[1:]].float()
-            total += F.cross_entropy(out, ids[1:][mask[1:]].long(), reduction="sum").item()
-            count += int(mask[1:].sum())
-    assert bare == pytest.approx(total / count, rel=1e-2)
-    trainer.leave("haiku-bakery")
+        total, count = summed_loss(theirs, heldout, range(len(heldout)))
+    assert ours == pytest.approx(float(total) / count, rel=1e-2)
+    assert ours < before * 0.98
+    trainer.leave(mine.job_id)
