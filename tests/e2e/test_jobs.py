@@ -119,20 +119,22 @@ def alone(job, file_lines, base_folder, tmp_path):
     return hashlib.sha256((folder / "out" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_three_jobs_at_once_are_published_with_the_bytes_of_training_alone(
+def test_eight_jobs_at_once_are_published_with_the_bytes_of_training_alone(
     service, registered, tiny_base, processes, tmp_path
 ):
     tenant, _ = service.tenant(f"t-{uuid.uuid4().hex[:8]}")
-    data = [lines(seed) for seed in (1, 2, 3)]
+    data = [lines(seed) for seed in range(1, 9)]
+    shapes = [{"lora_r": r} for r in (4, 8, 2, 1)] + [{"lora_dropout": d} for d in (0.1, 0.3)]
+    shapes += [{"target_modules": ["q_proj", "down_proj"]}, {"use_rslora": True}]
     wanted = [
-        submit(service, tenant, registered, service.upload(tenant, d), lora_r=r)
-        for d, r in zip(data, (4, 8, 2), strict=True)
+        submit(service, tenant, registered, service.upload(tenant, d), **shape)
+        for d, shape in zip(data, shapes, strict=True)
     ]
     bad = submit(service, tenant, registered, service.upload(tenant, [{"prompt": 1}]))
     processes(SCHEDULER)
-    worker = processes(WORKER, "2")
+    worker = processes(WORKER, "8")
     done = wait_for(service, [j.id for j in wanted], {"succeeded", "failed"})
-    assert [(j.state, j.error_message) for j in done] == [("succeeded", None)] * 3
+    assert [(j.state, j.error_message) for j in done] == [("succeeded", None)] * 8
     (refused,) = wait_for(service, [bad.id], {"failed"})
     assert refused.error_code == "invalid_training_file"
     assert "line 1: $.completion is missing" in refused.error_message
@@ -142,6 +144,7 @@ def test_three_jobs_at_once_are_published_with_the_bytes_of_training_alone(
             told = [e.message for e in tx.scalars(select(Event).where(Event.job_id == job.id))]
             (tried,) = jobs.attempts(tx, job.id)
         manifest = json.loads(service.store.get_bytes(adapter.manifest_key))
+        assert manifest["numerics"]["fused"] is True
         listed = {f["name"]: f["sha256"] for f in manifest["files"]}
         stored = service.store.list(adapter.prefix + "/")
         assert {k.rsplit("/", 1)[1] for k in stored} == set(listed)
