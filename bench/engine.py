@@ -19,6 +19,7 @@ from bench.workload import BATCH, JOBS, LENGTH, RANK
 MANY = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 32, 64, 128, 256, 512)
 RANKS = (4, 8, 16, 32, 64)
+PARTS = ("jobs", "length", "rank", "llama")
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,13 @@ def main(argv: list[str]) -> int:
     asked.add_argument("--quick", action="store_true", help="a smoke test: build/bench/quick")
     asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    asked.add_argument("--parts", default=",".join(PARTS), help="of the plan, with commas between")
     given = asked.parse_args(argv)
     out = OUT / "quick" if given.quick else OUT
     name = "engine.json" if given.device == "cpu" else "cuda.json"
+    parts = given.parts.split(",")
     variants = smoke() if given.quick else plan(given.rounds)
+    variants = [variant for variant in variants if variant.order["part"] in parts]
     if given.device == "cuda":
         variants = cuda()
     folder = rows.base()

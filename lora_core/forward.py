@@ -29,7 +29,8 @@ from lora_core.ops.linear import group_product
 from lora_core.segments import Layout, Segment, Sequence, cut
 from lora_core.weights import SlotWeights
 
-_PROBE_LENGTHS = (5, 3, 9)
+#: together they need more than one tile of rows
+_PROBE_LENGTHS = (5, 40, 230)
 
 
 class Pass:
@@ -61,6 +62,7 @@ class Forward:
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.device = next(model.parameters()).device
         self.passes = 0
+        self._head_rows = loss.MOST_ROWS
         self.scale = self._head_scale()
         #: what the model as it came makes of the probe's sequences
         self._before = [self._plain(sequence.ids) for sequence in self._probe()]
@@ -69,6 +71,7 @@ class Forward:
         norm.take_over(model)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
         self.fused = self._can_fuse()
+        self._head_rows = self._rows_at_once()
 
     def __call__(
         self, segments: list[Segment], slots: dict[str, SlotWeights], *, training: bool = True
@@ -90,6 +93,7 @@ class Forward:
             bias=getattr(self.head, "bias", None),
             softcap=self.softcap,
             scale=self.scale,
+            most=self._head_rows,
         )
         return layout, hidden.detach(), losses
 
@@ -99,7 +103,9 @@ class Forward:
         torch.autograd.backward(losses, torch.ones_like(losses))
 
     def probe_segments(self, count: int, length: int) -> list[Segment]:
-        """`count` sequences of `length` tokens, all of them labels, in no slot."""
+        """`count` sequences of `length` tokens (or as many as the model has positions for), all of
+        them labels, in no slot."""
+        length = min(length, self._longest())
         ids = torch.arange(length) % self.head.weight.shape[0]
         one = Sequence(ids, torch.ones(length, dtype=torch.bool))
         return cut(None, [one] * count)
@@ -204,12 +210,20 @@ class Forward:
             raise LoraError("the model does more to its logits than scale, bias and soft cap")
         return scale
 
+    def _rows_at_once(self) -> int:
+        return loss.rows_at_once(self.head.weight)
+
+    def _longest(self) -> int:
+        """Positions the model has; none it tells of is as many as one likes."""
+        config = getattr(self.model, "config", None)
+        return getattr(config, "max_position_embeddings", None) or 1 << 30
+
     def _probe(self) -> list[Sequence]:
-        """A few short sequences of odd tokens."""
+        """A few sequences of odd tokens, as long as the model has positions."""
         vocabulary = self.head.weight.shape[0]
         return [
             Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.ones(n, dtype=torch.bool))
-            for n in _PROBE_LENGTHS
+            for n in (min(length, self._longest()) for length in _PROBE_LENGTHS)
         ]
 
     @torch.no_grad()

@@ -22,8 +22,8 @@ from lora_core.segments import TILE
 IGNORED = -100
 #: vocabulary entries at once
 CHUNK = 8192
-#: label rows at once
-_MOST_ROWS = 1024
+#: label rows the fused kernel takes at once, where that changes no bit
+MOST_ROWS = 1024
 
 
 class _RowLoss(torch.autograd.Function):
@@ -36,13 +36,14 @@ class _RowLoss(torch.autograd.Function):
         labels: Tensor,
         softcap: float | None,
         scale: float,
+        most: int,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         count = hidden.shape[0]
         losses = torch.empty(count, dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden) if wanted else None
         plain = bias is None and softcap is None and hidden.device.type == "cpu"
-        step = _MOST_ROWS if plain else TILE
+        step = most if plain else TILE
         for start in range(0, count, step):
             h = hidden[start : start + step]
             target = labels[start : start + step]
@@ -59,7 +60,7 @@ class _RowLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         dh = (slope * grads[0][:, None]).to(slope.dtype)
-        return dh, None, None, None, None, None
+        return dh, None, None, None, None, None, None
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -169,17 +170,41 @@ def row_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    most: int = MOST_ROWS,
 ) -> Tensor:
     """Cross-entropy of each row, float32 [M].
 
     hidden [M, D] are states and labels int64 [M] the tokens that follow them (shifted already);
     head_weight [V, D] and bias [V] are frozen. Logits are softcap(scale (h W^T + b)), where
-    softcap c is c tanh(x / c).
+    softcap c is c tanh(x / c). `most` rows go into one call of the fused kernel.
     """
     losses: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, bias, labels, softcap, scale
+        hidden, head_weight, bias, labels, softcap, scale, most
     )
     return losses
+
+
+@torch.no_grad()
+def rows_at_once(head_weight: Tensor) -> int:
+    """How many rows the fused kernel may take at once on this machine: MOST_ROWS if a tile among
+    more tiles gets the bits it gets alone, else one tile. Tried out on one chunk of the head."""
+    if head_weight.device.type != "cpu":
+        return TILE
+    part = head_weight[:CHUNK]
+    rows = torch.linspace(-1.0, 1.0, MOST_ROWS * part.shape[1]).view(MOST_ROWS, -1)
+    rows = rows[torch.arange(MOST_ROWS) * 7 % MOST_ROWS].to(part.dtype)
+    labels = torch.arange(MOST_ROWS) % len(part)
+    for count in range(TILE, MOST_ROWS + 1, TILE):
+        many = _fused(rows[:count], part, None, labels[:count], None, 1.0, True)
+        for start in range(0, count, TILE):
+            mine = slice(start, start + TILE)
+            alone = _fused(rows[mine], part, None, labels[mine], None, 1.0, True)
+            pairs = zip(many, alone, strict=True)
+            if not all(
+                a is not None and b is not None and torch.equal(a[mine], b) for a, b in pairs
+            ):
+                return TILE
+    return MOST_ROWS
 
 
 @torch.no_grad()

@@ -57,10 +57,12 @@ def slot_bytes(numbers: int) -> int:
 
 
 def fit(points: Sequence[tuple[int, int, int]]) -> Costs:
-    """Solve the factors from (rows, squares, bytes) of three probes; none is below zero."""
+    """The factors nearest to (rows, squares, bytes) of the probes; none is below zero."""
     left = torch.tensor([[1.0, rows, squares] for rows, squares, _ in points], dtype=torch.float64)
     right = torch.tensor([float(size) for _, _, size in points], dtype=torch.float64)
-    fixed, row, square = torch.linalg.solve(left, right).tolist()
+    # Short models make probes of one length: then the smallest of many solutions is taken.
+    solved = torch.linalg.lstsq(left, right[:, None], driver="gelsd").solution
+    fixed, row, square = solved[:, 0].tolist()
     return Costs(max(0.0, fixed), max(0.0, row), max(0.0, square))
 
 

@@ -20,6 +20,21 @@ def test_the_fit_finds_the_factors():
     assert made.of(segments) == pytest.approx(expected, abs=2)
 
 
+def test_probes_of_one_length_still_give_a_fit():
+    made = memory.fit([(256, 256 * 32, 9000), (1536, 1536 * 32, 52_000), (512, 512 * 32, 17_600)])
+    for rows, size in ((256, 9000), (1536, 52_000)):
+        fitted = made.fixed + made.row * rows + made.square * rows * 32
+        assert fitted == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
+def test_a_model_with_few_positions_is_measured_too(kind, one_thread):
+    """128 positions, fewer than the longest probe has tokens."""
+    trainer = Trainer(tiny(kind), slots=1)
+    assert trainer.fused
+    assert trainer.calibrate() is not None
+
+
 def test_a_measured_trainer_predicts_more_than_it_holds(one_thread):
     trainer = Trainer(tiny("llama"), slots=2)
     assert trainer.predicted_peak() is None

@@ -104,9 +104,10 @@ class Child:
                 memory_limit=order["memory_limit"],
             )
             calibrate(self._trainer, base, numerics(order["device"]))
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            # Whatever it was, the supervisor is told before this process ends of it.
             self._send({"ev": "broken", "message": f"the base cannot be loaded: {error}"})
-            sys.exit(1)
+            raise
         facts = {**numerics(order["device"]), "fused": self._trainer.fused}
         self._send({"ev": "ready", "numerics": facts, "digest": self._digest})
         while not self._stopping:
