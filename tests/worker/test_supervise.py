@@ -13,8 +13,9 @@ from tests.e2e.test_jobs import alone, lines
 from tests.worker.conftest import until
 from worker import checkpoint
 
-LONG = dict(count=80, n_epochs=3)
-STEPS = 60
+#: long enough to be caught at work: progress is on the books about once a second
+LONG = dict(count=80, n_epochs=15)
+STEPS = 300
 
 
 def adapter_of(bench, job_id):
@@ -116,7 +117,7 @@ def test_a_cancelled_job_leaves_its_slot_to_the_next(bench):
 
 def test_a_job_taken_away_while_it_trains_publishes_nothing(bench):
     """A true zombie: its lease is gone and another attempt is out, and it still trains."""
-    job_id = bench.job(seed=6, **LONG)
+    job_id = bench.job(seed=6, count=200, n_epochs=50)
     thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
     until(lambda: bench.get(job_id).step >= 1)
     with bench.database.transaction() as tx:

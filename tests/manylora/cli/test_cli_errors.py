@@ -26,7 +26,7 @@ GOOD = '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content"
         (["show"], 2, "Missing argument"),
         (["submit", "nosuch.jsonl", "--base", "b"], 2, "does not exist"),
         (["jobs", "--status", "asleep"], 2, "asleep: not a status"),
-        (["worker", "--base", "b", "--device", "tpu"], 2, "'tpu' is not auto, cpu, cuda"),
+        (["worker", "--base", "b", "--device", "tpu"], 2, "'tpu' is not auto, all, cpu, cuda"),
         (["generate", "hello"], 2, "nothing to generate with"),
         (["db", "upgrade"], 2, "MANYLORA_DATABASE_OWNER_URL is not set"),
         (["jobs"], 4, "no API key"),
