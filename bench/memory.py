@@ -58,7 +58,7 @@ def point(order: Row) -> Row:
         "steps": pairs,
         "least_ratio": min(ratios),
         "most_ratio": max(ratios),
-        "halvings": trainer.halvings,
+        "halvings": trainer.budget.halvings,
     }
 
 

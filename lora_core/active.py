@@ -102,15 +102,19 @@ def judge(active: Active, report: StepReport) -> StepReport:
     A job with patience ends with the adapter that was evaluated best.
     """
     loss, job = report.validation_loss, active.job
-    if loss is not None and not math.isnan(loss):
-        before = active.best
-        if before is None or loss < before.loss - job.min_delta:
-            active.best = Best(report.step, loss)
-            if job.patience is not None:
-                active.best_weights = active.weights.master.clone()
-        else:
-            active.best = replace(before, waited=before.waited + 1)
-            active.stopped = job.patience is not None and active.best.waited >= job.patience
+    if loss is not None:
+        before = active.best or Best(report.step, math.inf, math.inf)
+        better = loss < before.mark - job.min_delta
+        lowest = loss < before.loss
+        active.best = Best(
+            step=report.step if lowest else before.step,
+            loss=min(loss, before.loss),
+            mark=loss if better else before.mark,
+            waited=0 if better else before.waited + 1,
+        )
+        if lowest and job.patience is not None:
+            active.best_weights = active.weights.master.clone()
+        active.stopped = job.patience is not None and active.best.waited >= job.patience
     finished = report.finished or active.stopped
     if finished and active.best_weights is not None:
         active.weights.master.copy_(active.best_weights)
@@ -169,6 +173,7 @@ def update(active: Active, tally: Tally) -> StepReport:
     job, step = active.job, active.step + 1
     rate = learning_rate(job.learning_rate, job.schedule, step, job.total_steps, job.warmup_steps)
     norm = clip_(active.weights.grad, job.max_grad_norm)
+    last = active.weights.master.clone() if step == job.total_steps else None
     error = None
     if not math.isfinite(tally.loss):
         error = DivergedError(step, "loss")
@@ -176,7 +181,12 @@ def update(active: Active, tally: Tally) -> StepReport:
         error = DivergedError(step, "gradient")
     else:
         active.optimizer.step(active.weights.grad, rate)
+        if last is not None and not bool(active.weights.master.isfinite().all()):
+            # No further step would notice.
+            active.weights.master.copy_(last)
+            error = DivergedError(step, "adapter")
         active.weights.refresh()
+    if error is None:
         active.step = step
         active.counters["tokens"] += tally.labels
         active.counters["input_tokens"] += tally.tokens

@@ -5,7 +5,8 @@ and load a model with `attn_implementation=NAME`. Within `over(layout)` it takes
 sequences apart; without, it is plain causal attention over [B, T], so the same model generates.
 
 H query heads, K key-value heads, G = H / K, N rows, n sequences of one bucket of L rows, E head
-width. Softmax runs in float32. Long sequences go through torch's own fused kernel, one by one.
+width (of values it may be another). Softmax runs in float32. Long sequences go through torch's own
+fused kernel, one by one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_core import segments
 from lora_core.segments import Bucket, Layout
 
 NAME = "manylora"
-#: from this length on a sequence's [L, L] weights are not kept for the backward
-LONG = 1024
 _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
@@ -96,11 +96,11 @@ class _Packed(torch.autograd.Function):
     ) -> Tensor:
         shape = query.shape
         flat = [each[0].transpose(0, 1) for each in (query, key, value)]
-        out = query.new_zeros(shape[2], shape[1], shape[3])
+        out = query.new_zeros(shape[2], shape[1], value.shape[3])
         kept: list[Tensor] = []
         for bucket in layout.buckets:
             q, k, v = (_take(each, bucket, key.shape[1]) for each in flat)
-            if bucket.length > LONG:
+            if bucket.length > segments.LONG:
                 made = _long(q, k, v, bucket, scale, window, softcap)
                 kept += [q, k, v]
             else:
@@ -109,23 +109,27 @@ class _Packed(torch.autograd.Function):
                 kept += [q, k, v, p] if slope is None else [q, k, v, p, slope]
             out.index_copy_(0, bucket.rows, _give(made, bucket, shape[1]))
         ctx.save_for_backward(*kept)
-        ctx.facts = (layout, scale, window, softcap, shape, key.shape)
+        ctx.facts = (layout, scale, window, softcap, shape, value.shape)
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layout, scale, window, softcap, shape, key_shape = ctx.facts
+        layout, scale, window, softcap, shape, value_shape = ctx.facts
         kept = list(ctx.saved_tensors)
         given = grads[0][0]
         sums = [
-            given.new_zeros(shape[2], heads, shape[3])
-            for heads in (shape[1], key_shape[1], key_shape[1])
+            given.new_zeros(shape[2], heads, width)
+            for heads, width in (
+                (shape[1], shape[3]),
+                (value_shape[1], shape[3]),
+                (value_shape[1], value_shape[3]),
+            )
         ]
         for bucket in layout.buckets:
             q, k, v = kept[:3]
             del kept[:3]
-            do = _take_zero(given, bucket, key_shape[1])
-            if bucket.length > LONG:
+            do = _take_zero(given, bucket, value_shape[1])
+            if bucket.length > segments.LONG:
                 made = _long_backward(do, q, k, v, bucket, scale, window, softcap)
             else:
                 p = kept.pop(0)
@@ -221,16 +225,17 @@ def _one_long(
     mask = _window(length, length, window, q.device) if window or softcap is not None else None
     if softcap is not None:
         assert mask is not None
-        return _plain(heads, k[None], v[None], mask, scale, softcap).reshape(q.shape)
-    wide = (1, heads.shape[1], length, q.shape[-1])
-    return F.scaled_dot_product_attention(
-        heads,
-        k[None].expand(wide),
-        v[None].expand(wide),
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-    ).reshape(q.shape)
+        made = _plain(heads, k[None], v[None], mask, scale, softcap)
+    else:
+        made = F.scaled_dot_product_attention(
+            heads,
+            k[None].expand(1, heads.shape[1], -1, -1),
+            v[None].expand(1, heads.shape[1], -1, -1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+        )
+    return made.reshape(1, -1, v.shape[-1])
 
 
 def _long_backward(

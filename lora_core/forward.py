@@ -64,13 +64,23 @@ class Forward:
         self.passes = 0
         self._head_rows = loss.MOST_ROWS
         self.scale = self._head_scale()
-        #: what the model as it came makes of the probe's sequences
+        #: what the model as it came, with its own attention, makes of the probe's sequences
+        ours = self._attention() == attention.NAME
+        if ours:
+            model.set_attn_implementation("eager")  # type: ignore[operator]
         self._before = [self._plain(sequence.ids) for sequence in self._probe()]
+        if ours:
+            model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self.carriers: list[LoraLinear] = carry_all(model)
         find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
         norm.take_over(model)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self._widths = tuple(
+            sorted({w for c in self.carriers for w in (c.in_features, c.out_features)})
+        )
         self.fused = self._can_fuse()
+        if ours and not self.fused:
+            model.set_attn_implementation("eager")  # type: ignore[operator]
         self._head_rows = self._rows_at_once()
 
     def __call__(
@@ -82,7 +92,7 @@ class Forward:
         backward: the gradients go into `slots`.
         """
         if self.fused:
-            layout = Layout(segments, training=training, device=self.device)
+            layout = self._layout(segments, training)
             hidden = self._hidden(layout, slots).index_select(0, layout.label_rows)
         else:
             layout, hidden = self._apart(segments, slots, training)
@@ -105,7 +115,7 @@ class Forward:
     def probe_segments(self, count: int, length: int) -> list[Segment]:
         """`count` sequences of `length` tokens (or as many as the model has positions for), all of
         them labels, in no slot."""
-        length = min(length, self._longest())
+        length = min(length, self.longest())
         ids = torch.arange(length) % self.head.weight.shape[0]
         one = Sequence(ids, torch.ones(length, dtype=torch.bool))
         return cut(None, [one] * count)
@@ -210,10 +220,22 @@ class Forward:
             raise LoraError("the model does more to its logits than scale, bias and soft cap")
         return scale
 
+    def _layout(self, segments: list[Segment], training: bool = True) -> Layout:
+        return Layout(segments, widths=self._widths, training=training, device=self.device)
+
+    def _attention(self) -> str | None:
+        config = getattr(self.model, "config", None)
+        return getattr(config, "_attn_implementation", None)
+
     def _rows_at_once(self) -> int:
         return loss.rows_at_once(self.head.weight)
 
-    def _longest(self) -> int:
+    @property
+    def vocabulary(self) -> int:
+        """Token ids the model knows."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def longest(self) -> int:
         """Positions the model has; none it tells of is as many as one likes."""
         config = getattr(self.model, "config", None)
         return getattr(config, "max_position_embeddings", None) or 1 << 30
@@ -223,25 +245,24 @@ class Forward:
         vocabulary = self.head.weight.shape[0]
         return [
             Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.ones(n, dtype=torch.bool))
-            for n in (min(length, self._longest()) for length in _PROBE_LENGTHS)
+            for n in (min(length, self.longest()) for length in _PROBE_LENGTHS)
         ]
 
     @torch.no_grad()
     def _can_fuse(self) -> bool:
         """Whether sequences packed on one axis come out as each does by itself."""
-        config = getattr(self.model, "config", None)
-        if getattr(config, "_attn_implementation", None) != attention.NAME:
+        if self._attention() != attention.NAME:
             return False
         sequences = self._probe()
         many = [Segment(None, (each,)) for each in sequences]
-        packed = self._hidden(Layout(many, device=self.device), {})
+        packed = self._hidden(self._layout(many), {})
         slack = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
         start = 0
         for segment, sequence, own in zip(many, sequences, self._before, strict=True):
             mine = packed[start : start + len(sequence.ids)]
             start += segment.rows
             near = bool((mine - own).float().norm() <= slack * own.float().norm())
-            alone = self._hidden(Layout([segment], device=self.device), {})[: len(sequence.ids)]
+            alone = self._hidden(self._layout([segment]), {})[: len(sequence.ids)]
             same = bool(torch.equal(mine, alone)) or self.device.type != "cpu"
             if not (near and same):
                 return False

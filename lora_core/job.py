@@ -11,6 +11,9 @@ from lora_core.examples import Examples, total_steps
 from lora_core.schedule import SCHEDULES, Schedule
 from lora_core.spec import AdapterSpec
 
+#: more would leave float32 in a single update
+_MOST_RATE = 1e30
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -46,8 +49,8 @@ class TrainingJob:
             raise SpecError("a job without examples")
         if self.epochs < 1 or self.batch_size < 1 or self.accumulation < 1:
             raise SpecError("epochs, batch_size and accumulation are at least 1")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise SpecError(f"learning_rate {self.learning_rate} is not a positive number")
+        if not 0 < self.learning_rate <= _MOST_RATE:
+            raise SpecError(f"learning_rate {self.learning_rate} is not in (0, {_MOST_RATE}]")
         if self.schedule not in SCHEDULES:
             raise SpecError(f"schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup_ratio <= 1:

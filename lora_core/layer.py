@@ -70,6 +70,13 @@ class LoraLinear(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own bias."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
     def add(self, slot: str, spec: AdapterSpec) -> None:
         """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5), zero B [O, R], both
         float32; A depends on (spec.seed, the layer's name) alone."""

@@ -2,9 +2,9 @@
 
     peak = now + fixed + row * N + square * sum of L^2
 
-for N rows and sequences of (padded) length L: activations grow with the rows, kept attention
-weights with the squares. The three factors are solved from probe steps on the model at hand, so
-no architecture is known here. What a slot holds is counted. All in bytes.
+for N rows and sequences of (padded) length L: activations grow with the rows, the attention weights
+that are kept, up to LONG tokens, with the squares. The three factors are solved from probe steps on
+the model at hand, so no architecture is known here. What a slot holds is counted. All in bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lora_core.segments import Segment, padded_length
+from lora_core.segments import LONG, Segment, padded_length
 
 #: a prediction is this much over the fit: allocators round and keep
 MARGIN = 1.12
@@ -47,13 +47,14 @@ def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
     rows = squares = 0
     for segment in segments:
         rows += segment.rows
-        squares += sum(padded_length(len(s.ids)) ** 2 for s in segment.sequences)
+        lengths = [padded_length(len(s.ids)) for s in segment.sequences]
+        squares += sum(length**2 for length in lengths if length <= LONG)
     return rows, squares
 
 
-def slot_bytes(numbers: int) -> int:
-    """What a slot of so many trainable numbers holds."""
-    return numbers * _SLOT_BYTES_PER_NUMBER
+def slot_bytes(numbers: int, keeps_best: bool = False) -> int:
+    """What a slot of so many trainable numbers holds; a job with patience keeps its best, too."""
+    return numbers * (_SLOT_BYTES_PER_NUMBER + (4 if keeps_best else 0))
 
 
 def fit(points: Sequence[tuple[int, int, int]]) -> Costs:

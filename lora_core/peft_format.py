@@ -67,7 +67,10 @@ def save_adapter(
             tensors[f"{_PREFIX}{name}.{part}.weight"] = value.contiguous()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(folder / WEIGHTS))
+    try:
+        save_file(tensors, str(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written: {error}") from error
     config = to_peft_config(
         first.specs[slot],
         target_modules=_shortest(model, set(hit)),

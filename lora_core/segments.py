@@ -6,8 +6,8 @@ as one flat axis. Values and index tensors only; nothing here knows a model.
 
 What makes a job's bits its own: how its sequences are cut into segments depends on the job alone,
 every product over a segment's rows sees only that segment, every product over all rows sees tiles
-of a fixed height, and threads part the rows between vectors. Then neither neighbours nor the token
-budget can be told from the result.
+of a fixed height, and threads part the rows between vectors (`whole_rows`). Then neither neighbours
+nor the token budget can be told from the result.
 
 N rows (tokens and padding), L tokens of a sequence, M label rows.
 """
@@ -24,9 +24,14 @@ from torch import Tensor
 #: rows of every product with a base weight; measured: with tiles of 256 a row's bits do not
 #: depend on its neighbours, with a shorter last tile they do
 TILE = 256
-#: a segment's rows are a multiple of this, so that few shapes occur; all rows are one of this for
-#: each thread, so that a thread's share of an element-wise kernel ends with a whole vector
+#: a segment's rows are a multiple of this, so that few shapes occur
 ALIGN = 16
+#: from this length on attention keeps no [L, L] weights for the backward
+LONG = 1024
+#: numbers of one vector, at most (bf16, AVX-512)
+_VECTOR = 32
+#: numbers from which on torch gives a further thread to an element-wise kernel
+_GRAIN = 32768
 #: sequences are put together up to so many rows; a longer one is a segment of its own
 SEGMENT_ROWS = 256
 #: attention runs on sequences padded to one of these, chosen from the sequence alone
@@ -131,6 +136,8 @@ class Layout:
 
     segments: list[Segment]
     padded: bool = True
+    #: widths of the rows the model's element-wise kernels see
+    widths: tuple[int, ...] = ()
     #: whether dropout is at work
     training: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -156,8 +163,9 @@ class Layout:
             spans.append(Span(segment.slot, start, stop, before, found))
             _pad((ids, positions, keys), stop - row)
             start = stop
-        unit = ALIGN * torch.get_num_threads() if self.padded else 1
-        self.rows = -(-start // unit) * unit
+        self.rows = (
+            whole_rows(start, self.widths, torch.get_num_threads()) if self.padded else start
+        )
         _pad((ids, positions, keys), self.rows - start)
         self.spans = spans
         self.ids = torch.cat(ids).to(self.device)
@@ -182,6 +190,22 @@ class Layout:
         gather = (starts + torch.where(real, offsets, 0)).flatten().to(self.device)
         valid = real.flatten().nonzero().flatten().to(self.device)
         return Bucket(length, len(places), gather, gather[valid], valid)
+
+
+def whole_rows(rows: int, widths: tuple[int, ...], threads: int) -> int:
+    """The next number of rows at which, for every width, each thread's share of an element-wise
+    kernel ends with a whole vector.
+
+    Of n numbers torch gives u = min(threads, n / 32768, rounded up) threads n / u each. A number
+    that a vector does not reach is computed by other instructions, and may have other bits.
+    """
+    rows = -(-rows // ALIGN) * ALIGN
+    while True:
+        sizes = [rows * width for width in widths]
+        shares = [(size, min(threads, -(-size // _GRAIN))) for size in sizes]
+        if all(size % (_VECTOR * used) == 0 for size, used in shares):
+            return rows
+        rows += ALIGN
 
 
 def padded_length(length: int) -> int:

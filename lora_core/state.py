@@ -21,11 +21,13 @@ _FACTS = "state.json"
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest validation loss of a job, the step it was found at, and how many evaluations
-    since then were no better."""
+    """The lowest validation loss of a job and the step it was found at. `mark` is the loss that
+    patience counts from, `waited` how many evaluations since then were not better than it by
+    `min_delta`."""
 
     step: int
     loss: float
+    mark: float
     waited: int = 0
 
 
@@ -45,10 +47,13 @@ class State:
     best: Best | None = None
 
     def save(self, folder: Path | str) -> None:
-        """Write `state.safetensors`, then `state.json`, into `folder`."""
+        """Write `state.safetensors`, then `state.json`, into `folder`. Raises: OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, str(folder / _TENSORS))
+        try:
+            save_file(self.tensors, str(folder / _TENSORS))
+        except SafetensorError as error:
+            raise OSError(f"{folder} cannot be written: {error}") from error
         best = asdict(self.best) if self.best is not None else None
         facts = {"step": self.step, "counters": self.counters, "best": best}
         (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
@@ -63,7 +68,14 @@ class State:
             counters = {str(k): int(v) for k, v in facts.get("counters", {}).items()}
             held = facts.get("best")
             best = (
-                Best(int(held["step"]), float(held["loss"]), int(held["waited"])) if held else None
+                Best(
+                    int(held["step"]),
+                    float(held["loss"]),
+                    float(held["mark"]),
+                    int(held["waited"]),
+                )
+                if held
+                else None
             )
             return cls(step, load_file(str(folder / _TENSORS)), counters, best)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -28,18 +27,16 @@ from lora_core.active import (
     snapshot,
     update,
 )
-from lora_core.errors import LoraError, MemoryLimitError, SpecError
+from lora_core.budget import Budget
+from lora_core.errors import DivergedError, LoraError, MemoryLimitError, SpecError
 from lora_core.examples import Examples
 from lora_core.forward import Forward
-from lora_core.inject import eject, inject, layers, targets
+from lora_core.inject import eject, focus_of, inject, layers
 from lora_core.job import StepReport, TrainingJob
 from lora_core.peft_format import save_adapter
-from lora_core.segments import Segment, Sequence, cut, micro_batches
+from lora_core.segments import Segment
 from lora_core.state import State
 from lora_core.weights import SlotWeights
-
-#: sequences and their length of the steps that memory is measured on
-_PROBES = ((8, 32), (48, 32), (3, 512))
 
 
 class Trainer:
@@ -64,21 +61,14 @@ class Trainer:
     ) -> None:
         if slots < 1:
             raise SpecError("a trainer needs at least one slot")
-        if token_budget < 1:
-            raise SpecError("token_budget is less than 1")
         self.model = model
         self.slots = slots
-        self.token_budget = token_budget
         self._active: dict[str, Active] = {}
         self._lock = RLock()
         model.requires_grad_(False)
         model.eval()
         self._forward = Forward(model, head)
-        self.memory_limit = memory_limit or int(0.9 * memory.available(self._forward.device))
-        self.costs: memory.Costs | None = None
-        self._idle = 0
-        #: how often the budget was halved because memory ran out
-        self.halvings = 0
+        self.budget = Budget(self._forward, token_budget, memory_limit)
 
     @property
     def fused(self) -> bool:
@@ -103,15 +93,17 @@ class Trainer:
             free = next((i for i in range(self.slots) if i not in taken), None)
             if free is None:
                 raise SpecError(f"all {self.slots} slots are taken")
-            self._admit(job)
-            inject(self.model, job.spec, _name(free))
-            active = Active(job, free, SlotWeights(self.model, _name(free)))
-            if state is not None:
-                try:
+            self.budget.admit(job)
+            try:
+                inject(self.model, job.spec, _name(free))
+                active = Active(job, free, SlotWeights(self.model, _name(free)))
+                if state is not None:
                     restore(active, state)
-                except LoraError:
-                    eject(self.model, _name(free))
-                    raise
+            except BaseException as error:
+                eject(self.model, _name(free))
+                if memory.out_of_memory(error):
+                    raise MemoryLimitError(f"memory ran out as {job.job_id} joined") from error
+                raise
             self._active[job.job_id] = active
             return free
 
@@ -121,6 +113,7 @@ class Trainer:
             active = self._get(job_id)
             del self._active[job_id]
             eject(self.model, active.slot)
+            self.budget.restore()  # it may have been this job that memory was too little for
 
     def step(self) -> list[StepReport]:
         """One optimizer step of every job that has steps left, in the order of joining.
@@ -132,6 +125,11 @@ class Trainer:
             going = [active for active in self._active.values() if active.going]
             if not going:
                 return []
+            focus = focus_of(self.model)
+            if focus is not None and focus.merged is not None:
+                raise LoraError(
+                    f"slot {focus.merged!r} is merged into the weights; unmerge it first"
+                )
             began = time.perf_counter()
             tallies, refused = self._gradients_in_memory(going)
             reports = [update(a, tallies[a.slot]) for a in going if a not in refused]
@@ -178,85 +176,58 @@ class Trainer:
         """
         with self._lock, torch.no_grad():
             held = self._slots([slot] if slot is not None else [])
-            tally = Tally()
-            for part in self._parts(evaluation(slot, examples)):
-                layout, hidden, losses = self._forward(part, held, training=False)
-                hits = int(self._forward.hits(hidden, layout.labels).sum())
-                tally.correct = (tally.correct or 0) + hits
-                for span in layout.spans:
-                    tally.loss += float(losses[span.label_start : span.label_stop].sum())
-                tally.labels += len(layout.labels)
-            if not tally.labels:
-                return math.nan, math.nan
-            return tally.loss / tally.labels, (tally.correct or 0) / tally.labels
+            while True:
+                try:
+                    return self._evaluated(evaluation(slot, examples), held)
+                except (MemoryError, RuntimeError) as error:
+                    if not self.budget.relieved(error):
+                        raise MemoryLimitError(
+                            f"memory ran out evaluating {self.budget.part[0].rows} rows alone"
+                        ) from error
+
+    def _evaluated(
+        self, segments: list[Segment], held: dict[str, SlotWeights]
+    ) -> tuple[float, float]:
+        tally, hits = Tally(), 0
+        for part in self._parts(segments):
+            self.budget.part = part
+            layout, hidden, losses = self._forward(part, held, training=False)
+            hits += int(self._forward.hits(hidden, layout.labels).sum())
+            for span in layout.spans:
+                tally.loss += float(losses[span.label_start : span.label_stop].sum())
+            tally.labels += len(layout.labels)
+        if not tally.labels:
+            return math.nan, math.nan
+        return tally.loss / tally.labels, hits / tally.labels
 
     def calibrate(self) -> memory.Costs | None:
-        """Run three probe steps on the bare base: learn what memory steps take, and have every
-        kernel ready before the first job. None where the system does not tell."""
+        """Measure what steps take in memory, and have every kernel ready before the first job."""
         with self._lock:
-            device = self._forward.device
-            probes = [self._forward.probe_segments(*each) for each in _PROBES]
-            self._forward.rehearse(probes[0])  # what is made once is not a step's
-            points = []
-            for part in probes:
-                before = memory.held(device)
-                peak = memory.peak_of(device, partial(self._forward.rehearse, part))
-                if peak is None:
-                    return None
-                points.append((*memory.amounts(part), max(0, peak - before)))
-            self._idle = memory.held(device) - self._slot_bytes()
-            self.costs = memory.fit(points)
-            return self.costs
+            return self.budget.calibrate(self._slot_bytes())
 
     def costs_are(self, costs: memory.Costs) -> None:
-        """Take what `calibrate` measured another time, and have every kernel ready all the same."""
+        """Take what `calibrate` measured another time."""
         with self._lock:
-            self._forward.rehearse(self._forward.probe_segments(*_PROBES[0]))
-            self._idle = memory.held(self._forward.device) - self._slot_bytes()
-            self.costs = costs
+            self.budget.costs_are(costs, self._slot_bytes())
 
     def predicted_peak(self) -> int | None:
         """Bytes the next step will take at most, all that is held counted in; None before
-        `calibrate`. Predicted to be not below, and at most a quarter above, what is measured."""
+        `calibrate`. Meant to be not below, and at most a quarter above, what is measured."""
         with self._lock:
-            if self.costs is None:
-                return None
             going = [active for active in self._active.values() if active.going]
-            parts = self._parts([s for active in going for s in active.segments()])
-            most = max((self.costs.of(part) for part in parts), default=0)
-            return self._held() + most
-
-    def _held(self) -> int:
-        """What is held between steps: what was before any job, and the slots. Counted and not
-        asked of the system, for an allocator keeps what was freed and uses it again."""
-        return self._idle + self._slot_bytes()
+            segments = [segment for active in going for segment in active.segments()]
+            return self.budget.most(segments, self._slot_bytes())
 
     def _slot_bytes(self) -> int:
-        return sum(memory.slot_bytes(a.weights.master.numel()) for a in self._active.values())
-
-    def _admit(self, job: TrainingJob) -> None:
-        """Raises MemoryLimitError for a job that could never take a step."""
-        if self.costs is None:
-            return
-        names = targets(self.model, job.spec)
-        slot = memory.slot_bytes(memory.numbers_of(self.model, job.spec.r, names))
-        longest = max(range(len(job.examples)), key=lambda i: len(job.examples[i][0]))
-        segment = cut(None, [Sequence(*job.examples[longest])])
-        need = self._held() + slot + self.costs.of(segment)
-        if need > self.memory_limit:
-            raise MemoryLimitError(
-                f"the longest example ({segment[0].tokens} tokens) needs "
-                f"{need / 2**30:.2f} GiB of memory and {self.memory_limit / 2**30:.2f} GiB are "
-                "there: shorten the examples (context_length) or lower the rank"
-            )
+        """What the slots hold. Counted and not asked of the system, for an allocator keeps what
+        was freed and uses it again."""
+        return sum(
+            memory.slot_bytes(a.weights.master.numel(), a.job.patience is not None)
+            for a in self._active.values()
+        )
 
     def _parts(self, segments: list[Segment]) -> list[list[Segment]]:
-        """Micro-batches within the token budget and, once it is known, within the memory."""
-        costs = self.costs
-        if costs is None:
-            return micro_batches(segments, self.token_budget)
-        room = self.memory_limit - self._held()
-        return micro_batches(segments, self.token_budget, lambda part: costs.of(part) <= room)
+        return self.budget.parts(segments, self._slot_bytes())
 
     def _gradients_in_memory(
         self, going: list[Active]
@@ -270,15 +241,10 @@ class Trainer:
             try:
                 return self._gradients(left), refused
             except (MemoryError, RuntimeError) as error:
-                if not memory.out_of_memory(error):
-                    raise
-                sizes = {active: max(s.rows for s in active.segments()) for active in left}
-                culprit = max(left, key=lambda active: sizes[active])
-                if self.token_budget > sizes[culprit]:
-                    self.token_budget = max(sizes[culprit], self.token_budget // 2)
-                    self.halvings += 1
-                else:
-                    refused[culprit] = refuse(culprit, sizes[culprit])
+                if not self.budget.relieved(error):
+                    segment = self.budget.part[0]
+                    culprit = next(active for active in left if active.slot == segment.slot)
+                    refused[culprit] = refuse(culprit, segment.rows)
 
     def _gradients(self, going: list[Active]) -> dict[str, Tally]:
         """Every job's summed loss, its gradient left in its slot."""
@@ -289,6 +255,7 @@ class Trainer:
         for active in going:
             active.weights.grad.zero_()
         for part in self._parts([s for own in segments.values() for s in own]):
+            self.budget.part = part
             self._take(part, held, tallies, due)
         return tallies
 
@@ -327,9 +294,25 @@ class Trainer:
         if report.error is not None:
             return replace(report, seconds=seconds)
         if active.job.validation is not None and due:
-            loss, accuracy = self.evaluate_slot(active.slot, active.job.validation)
-            report = replace(report, validation_loss=loss, validation_accuracy=accuracy)
+            report = self._evaluate(active, active.job.validation, report)
+            if report.error is not None:
+                active.failed = True
+                return replace(report, seconds=seconds + time.perf_counter() - began)
         return replace(judge(active, report), seconds=seconds + time.perf_counter() - began)
+
+    def _evaluate(self, active: Active, examples: Examples, report: StepReport) -> StepReport:
+        """The report with its evaluation, or with what went wrong with it; where nothing is to be
+        learnt, without."""
+        try:
+            loss, accuracy = self.evaluate_slot(active.slot, examples)
+        except MemoryLimitError as error:
+            return replace(report, error=error, finished=False)
+        if math.isfinite(loss):
+            return replace(report, validation_loss=loss, validation_accuracy=accuracy)
+        if any(bool(examples[index][1][1:].any()) for index in range(len(examples))):
+            diverged = DivergedError(report.step, "validation loss")
+            return replace(report, error=diverged, finished=False)
+        return report
 
     def _slots(self, names: list[str]) -> dict[str, SlotWeights]:
         """The weights of slots, whether a job holds them or `load_adapter` filled them."""

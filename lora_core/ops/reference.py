@@ -65,7 +65,7 @@ def attention(
                 weights = torch.softmax(scores, dim=0)
                 heads.append(weights @ value[first : at + 1, head // share])
             rows[at] = torch.stack(heads)
-    nothing = torch.zeros_like(query[0])
+    nothing = value.new_zeros(query.shape[1], value.shape[2])
     return torch.stack([rows.get(at, nothing) for at in range(query.shape[0])])
 
 

@@ -20,7 +20,7 @@ from lora_core import AdapterSpec, Examples, TrainingJob, attention
 VOCAB = 97
 
 
-def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True):
+def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True, positions: int = 128):
     """A randomly initialised model of that architecture, the same each time; with the attention
     that takes packed sequences, unless told otherwise."""
     AttentionInterface.register(attention.NAME, attention.packed)
@@ -31,7 +31,7 @@ def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
     )
     make = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**shared, **decoder)),
@@ -45,7 +45,7 @@ def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True):
                 n_embd=32,
                 n_layer=2,
                 n_head=4,
-                n_positions=128,
+                n_positions=positions,
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_core import attention
+from lora_core import attention, segments
 from lora_core.ops import reference
 from lora_core.segments import Layout, Sequence, cut
 
@@ -31,14 +31,15 @@ def run(layout, q, k, v, **options):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("long", [1024, 8])
 def test_equals_the_reference(window, softcap, long, monkeypatch):
-    monkeypatch.setattr(attention, "LONG", long)
+    monkeypatch.setattr(segments, "LONG", long)
     lengths = (3, 40, 9, 17)
     layout = layout_of(*lengths)
     places, start = [], 0
     for n in lengths:
         places.append(slice(start, start + n))
         start += n
-    inputs = [drawn(layout.rows, heads, 8, seed=heads) for heads in (4, 2, 2)]
+    shapes = ((4, 8), (2, 8), (2, 12))
+    inputs = [drawn(layout.rows, *shape, seed=sum(shape)) for shape in shapes]
     ours = [each.clone().requires_grad_() for each in inputs]
     theirs = [each.clone().requires_grad_() for each in inputs]
     out = run(layout, *ours, scaling=0.4, sliding_window=window, softcap=softcap)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lora_core import Costs, MemoryLimitError, Trainer, memory
+from lora_core import Costs, Examples, MemoryLimitError, SpecError, Trainer, memory
 from lora_core.segments import Sequence, cut
 from tests.lora_core.models import examples, job, tiny
 
@@ -47,10 +47,10 @@ def test_a_measured_trainer_predicts_more_than_it_holds(one_thread):
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(one_thread):
-    trainer = Trainer(tiny("llama"), slots=3)
+    trainer = Trainer(tiny("llama", positions=512), slots=3)
     trainer.join(job("before", 1))
     trainer.costs_are(Costs(fixed=0.0, row=2.0**20, square=0.0))
-    trainer.memory_limit = memory.held(torch.device("cpu")) + 200 * 2**20
+    trainer.budget.limit = memory.held(torch.device("cpu")) + 200 * 2**20
     trainer.join(job("fits", 2))
     with pytest.raises(MemoryLimitError, match=r"\(290 tokens\) needs [\d.]+ GiB of memory and"):
         trainer.join(job("long", 3, examples=examples(3, count=40, longest=300)))
@@ -60,7 +60,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers(one_thread):
 def test_little_memory_cuts_a_step_and_changes_no_bit(one_thread):
     roomy, tight = Trainer(tiny("llama"), slots=1), Trainer(tiny("llama"), slots=1)
     tight.costs_are(Costs(fixed=0.0, row=2.0**20, square=0.0))
-    tight.memory_limit = memory.held(torch.device("cpu")) + 300 * 2**20
+    tight.budget.limit = memory.held(torch.device("cpu")) + 300 * 2**20
     for trainer in (roomy, tight):
         many = examples(4, count=30, longest=100)
         trainer.join(job("j", 1, examples=many, batch_size=15))
@@ -95,8 +95,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step(one_thread):
             trainer.join(job(f"j{index}", index, examples=many, batch_size=8, spec_dropout=0.1))
     for _ in range(4):
         assert [r.loss for r in roomy.step()] == [r.loss for r in full.step()]
-    assert full._forward.refused == full.halvings > 0
-    assert full.token_budget <= 300
+    assert full._forward.refused == full.budget.halvings > 0
 
 
 def test_a_job_too_large_for_the_device_fails_alone(one_thread):
@@ -117,6 +116,65 @@ def test_a_job_too_large_for_the_device_fails_alone(one_thread):
         assert f"step {report.step}" in str(report.error)
         assert math.isnan(report.loss)
     assert len(long) == 1
+
+
+def test_the_one_too_many_is_who_is_refused_not_the_longest(one_thread):
+    """Memory runs out for parts that hold b together with others: they are taken apart."""
+    trainer = Trainer(tiny("llama"), slots=3)
+    trainer.join(job("long", 1, examples=examples(1, count=4, longest=110), batch_size=4))
+    trainer.join(job("b", 2))
+    trainer.join(job("c", 3))
+    forward = trainer._forward
+
+    class Picky(Full):
+        def __call__(self, segments, slots, **options):
+            if len(segments) > 1 and any(segment.slot == "slot1" for segment in segments):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(segments, slots, **options)
+
+    trainer._forward = Picky(forward, 0)
+    assert [r.error for r in trainer.step()] == [None] * 3
+    assert trainer.budget.halvings > 0
+    trainer.leave("b")
+    trainer._forward = forward
+    before = trainer.passes
+    trainer.step()
+    assert trainer.passes == before + 1  # all rows at once again
+
+
+def test_memory_that_runs_out_in_an_evaluation_fails_its_owner(one_thread):
+    trainer = Trainer(tiny("llama"), slots=2)
+    held = examples(9, count=1, longest=120)
+    trainer.join(job("checked", 1, validation=held, eval_every=1, epochs=1))
+    trainer.join(job("other", 2, epochs=1))
+    rows = cut(None, [Sequence(*held[0])])[0].rows
+    forward = trainer._forward
+
+    class NoEvaluation(Full):
+        def __call__(self, segments, slots, training=True):
+            if not training:
+                raise MemoryError
+            return forward(segments, slots, training=training)
+
+    trainer._forward = NoEvaluation(forward, 0)
+    checked, other = trainer.step()
+    assert isinstance(checked.error, MemoryLimitError)
+    assert f"{rows} rows" in str(checked.error)
+    assert other.error is None
+    assert [r.job_id for r in trainer.step()] == ["other"]
+
+
+def test_examples_the_base_cannot_read_are_refused_at_the_door(one_thread):
+    trainer = Trainer(tiny("gpt2"), slots=2)
+    trainer.join(job("good", 1))
+    with pytest.raises(SpecError, match="140 tokens, and the base has positions for 128"):
+        trainer.join(job("long", 2, examples=Examples.of([([5] * 140, [True] * 140)])))
+    with pytest.raises(SpecError, match="the token 97, and the base knows 97"):
+        trainer.join(job("odd", 2, examples=Examples.of([([5, 97], [True] * 2)])))
+    long = Examples.of([([5] * 140, [True] * 140)])
+    with pytest.raises(SpecError, match="140 tokens"):
+        trainer.join(job("checked", 2, validation=long))
+    assert [r.job_id for r in trainer.step()] == ["good"]
 
 
 def test_other_errors_are_not_taken_for_it(one_thread):

@@ -115,7 +115,7 @@ def test_a_jobs_bytes_are_its_own(kind, dtype, tmp_path, one_thread):
     finished = busy = steps = 0
     for seed in [*SEEDS, *range(SCHEDULES)]:
         budget = random.Random(seed).choice((2048, 256, 128, 16))
-        crowd.token_budget, alone.token_budget = budget, 2048
+        crowd.budget.tokens, alone.budget.tokens = budget, 2048
         schedule = Schedule(crowd, kind, seed, tmp_path)
         schedule.play()
         busy, steps = busy + schedule.busy, steps + schedule.steps

@@ -161,6 +161,14 @@ class Child:
         state.save(folder)
         self._send({"ev": "checkpoint", "key": key, "step": state.step, "folder": str(folder)})
 
+    def _keep_last(self, key: str) -> None:
+        """Checkpoint a job that is about to fail, as it was after its last good step."""
+        try:
+            if self._trainer.state(key).step > 0:
+                self._checkpoint(key)
+        except OSError as error:
+            sys.stderr.write(f"the last state of {key} could not be kept: {error}\n")
+
     def _leave(self, key: str) -> None:
         del self._held[key]
         self._trainer.leave(key)
@@ -174,8 +182,7 @@ class Child:
     def _report(self, report: StepReport) -> None:
         key = report.job_id
         if report.error is not None:
-            if self._trainer.state(key).step > 0:
-                self._checkpoint(key)  # of the step before, which was good
+            self._keep_last(key)
             self._fail(key, report.error)
             return
         point: dict[str, float | None] = {

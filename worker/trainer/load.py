@@ -19,6 +19,8 @@ from lora_core import Costs, Trainer, attention
 from worker.bases.card import read
 
 log = structlog.get_logger(__name__)
+#: raise it when `lora_core.memory` changes what its factors mean
+_FORMULA = 2
 
 
 def load_base(folder: Path, device: str, threads: int | None) -> Any:
@@ -51,7 +53,7 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
 def calibrate(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
     """Have the trainer know what its steps take: measured once for a base on a machine, then read
     from beside the base. Either way its kernels have run once before the first job comes."""
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([_FORMULA, facts], sort_keys=True).encode()).hexdigest()[:16]
     note = folder / f"costs-{key}.json"
     try:
         trainer.costs_are(Costs(**json.loads(note.read_text(encoding="utf-8"))))

@@ -84,7 +84,7 @@ def test_three_customers_bits_are_their_own(gemma, texts):
         trainer.leave(mine.job_id)
 
     first, second, third = jobs(texts)
-    trainer.token_budget = 384
+    trainer.budget.tokens = 384
     done = {}
 
     def step():
