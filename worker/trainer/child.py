@@ -19,6 +19,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import structlog
+
 from lora_core import (
     AdapterSpec,
     Examples,
@@ -31,6 +33,7 @@ from lora_core import (
 )
 from worker.trainer.load import calibrate, load_base, numerics
 
+log = structlog.get_logger(__name__)
 Message = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
 
@@ -167,7 +170,7 @@ class Child:
             if self._trainer.state(key).step > 0:
                 self._checkpoint(key)
         except OSError as error:
-            sys.stderr.write(f"the last state of {key} could not be kept: {error}\n")
+            log.warning("checkpoint.not_kept", key=key, error=str(error))
 
     def _leave(self, key: str) -> None:
         del self._held[key]
