@@ -106,9 +106,11 @@ def train(order: measure.Row) -> measure.Row:
     """The order's jobs side by side, as measure.rates and more."""
     memory.peak_of = measure.keep_mark(memory.peak_of)
     whole = _Whole()
-    if not order.get("exact", True):
-        mock.patch.object(lora_core.ops.linear, "product", whole).start()
     trainer, cold = started(order)
+    if not order.get("exact", True):
+        # Only now: a trainer built on such products sees that they are not exact, and would
+        # not fuse.
+        mock.patch.object(lora_core.ops.linear, "product", whole).start()
     for job in jobs(order):
         trainer.join(job)
     counter = _Counter()

@@ -10,14 +10,14 @@ from __future__ import annotations
 import queue
 import shutil
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import structlog
 from sqlalchemy import select
 
 from manylora import keys
 from manylora.clock import Clock, SystemClock
-from manylora.datasets.tokenize import Totals
+from manylora.datasets.tokenize import Tokenizer, Totals
 from manylora.errors import LostError, ManyloraError, TrainingError, UnavailableError
 from manylora.ledger import events, leases
 from manylora.ledger.database import Database
@@ -55,6 +55,8 @@ class Supervisor:
         self.worker_id = worker_id
         self.clock = clock or SystemClock()
         self.draining = Event()
+        self._tokenizer: Tokenizer | None = None
+        self._tokenizer_lock = Lock()
 
     def run(self, job_id: str, attempt: int) -> str:
         """Work one attempt; returns how it ended: lost, succeeded, failed, released."""
@@ -147,8 +149,15 @@ class Supervisor:
         log.info("job.published", adapter=name)
         return "succeeded"
 
+    def _tokenizer_of(self, base: Base) -> Tokenizer:
+        """The base's tokenizer, read once: it may be hundreds of megabytes, so jobs share it."""
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = prepare.tokenizer_of(self.base_folder, base.chat_template)
+            return self._tokenizer
+
     def _tokenise(self, job: Job, base: Base, files: list[File], folder: Path) -> None:
-        tokenizer = prepare.tokenizer_of(self.base_folder, base.chat_template)
+        tokenizer = self._tokenizer_of(base)
         length = int(job.hyperparameters["context_length"])
         for file, name in zip(files, ("train", "validation"), strict=False):
             source = folder / f"{name}.jsonl"
