@@ -46,11 +46,14 @@ def draw(rows: Rows, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, (title, variants) in zip(axes, lines(rows).items(), strict=True):
+    shown = {title: each for title, each in lines(rows).items() if any(each.values())}
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(5.5 * len(shown), 4.2), layout="constrained", squeeze=False
+    )
+    for axis, (title, variants) in zip(axes[0], shown.items(), strict=True):
         _one(axis, title, variants)
-    axes[0].legend(frameon=False)
-    figure.suptitle("Gemma 3 270M on a CPU, rank 8, batch 4: steady tokens per second")
+    axes[0][0].legend(frameon=False)
+    figure.suptitle("Gemma 3 270M on a CPU, rank 8, batch 4: steady tokens/s")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130, metadata={"Software": None})
     pyplot.close(figure)
