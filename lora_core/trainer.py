@@ -93,6 +93,8 @@ class Trainer:
             free = next((i for i in range(self.slots) if i not in taken), None)
             if free is None:
                 raise SpecError(f"all {self.slots} slots are taken")
+            if any(_name(free) in layer.specs for layer in layers(self.model).values()):
+                raise SpecError(f"slot {_name(free)!r} holds an adapter that is no job's")
             self.budget.admit(job)
             try:
                 inject(self.model, job.spec, _name(free))

@@ -188,6 +188,17 @@ def test_nothing_to_learn_in_the_validation_is_no_divergence(one_thread):
     assert (report.error, report.validation_loss) == (None, None)
 
 
+def test_a_join_leaves_an_adapter_that_is_no_jobs_alone(one_thread, tmp_path):
+    trainer = Trainer(tiny("llama"), slots=1)
+    trainer.join(job("j", 1))
+    trainer.export("j", tmp_path)
+    trainer.leave("j")
+    load_adapter(trainer.model, tmp_path, slot="slot0")
+    with pytest.raises(SpecError, match="'slot0' holds an adapter"):
+        trainer.join(job("other", 2))
+    assert any("slot0" in layer.specs for layer in layers(trainer.model).values())
+
+
 def test_a_merged_base_is_not_trained_on(one_thread, tmp_path):
     trainer = Trainer(tiny("llama"), slots=2)
     trainer.join(job("j", 1))
