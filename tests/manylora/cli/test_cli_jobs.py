@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from manylora.cli import follow, main
+from manylora.cli.commands import logs, wait
 
 GOOD = '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
 BAD = '{"messages":[{"role":"user","content":"a"},{"role":"assistent","content":"b"}]}\n'
@@ -74,10 +75,18 @@ def ends(service: Any, status: str) -> None:
     )
 
 
+class Passed:
+    """An event whose waits are over at once; threads keep their real ones."""
+
+    def wait(self, _seconds: float) -> bool:
+        return True
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow.SystemClock, "wait", lambda _self, _event, _seconds: False)
-    monkeypatch.setattr("threading.Event.wait", lambda _self, timeout=None: True)
+    for command in (logs, wait):
+        monkeypatch.setattr(command, "Event", Passed)
 
 
 @pytest.mark.parametrize("fate", ["succeeded", "failed", "cancelled"])
