@@ -11,8 +11,9 @@ N rows, D width, V vocabulary, M label rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import attention, loss
+from lora_core.decoder import Decoder, recognise
+from lora_core.decoder.decoder import Head
 from lora_core.errors import LoraError
 from lora_core.group import LinearGroup, find_groups
 from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
+from lora_core.native import Kernels
 from lora_core.ops import norm
 from lora_core.ops.linear import group_product
 from lora_core.segments import Layout, Segment, Sequence, cut
@@ -46,14 +50,29 @@ class Pass:
         return group_product(x, self._anchor, group, self.layout, self.slots)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a forward made of its segments: their layout, the losses float32 [M] of the label rows,
+    which may be taken backward, and `hits(rows)`, whether the likeliest token is the label, bool
+    of that many rows. `hits` is `cheap` where it is known already."""
+
+    layout: Layout
+    losses: Tensor
+    hits: Callable[[slice], Tensor]
+    cheap: bool
+
+
 class Forward:
     """A model made ready: every linear layer carries slots and belongs to a group.
 
-    `fused` says whether sequences share a forward, `passes` counts the base's forwards. Raises:
+    `fused` says whether sequences share a forward, `passes` counts the base's forwards; with
+    `kernels` a model they suit takes its forwards and backwards by hand (`native`). Raises:
     LoraError for a model whose logits are not softcap(scale (h W^T + b)).
     """
 
-    def __init__(self, model: nn.Module, head: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, head: nn.Module | None = None, kernels: Kernels | None = None
+    ) -> None:
         self.model: Any = model
         getter = getattr(model, "get_output_embeddings", None)
         self.head: Any = head or (getter() if callable(getter) else None)
@@ -62,6 +81,7 @@ class Forward:
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.device = next(model.parameters()).device
         self.passes = 0
+        self.native: Decoder | None = None
         self._head_rows = loss.MOST_ROWS
         self.scale = self._head_scale()
         #: what the model as it came, with its own attention, makes of the probe's sequences
@@ -78,19 +98,23 @@ class Forward:
         self._widths = tuple(
             sorted({w for c in self.carriers for w in (c.in_features, c.out_features)})
         )
+        self.native = self._by_hand(kernels)
         self.fused = self._can_fuse()
         if ours and not self.fused:
             model.set_attn_implementation("eager")  # type: ignore[operator]
-        self._head_rows = self._rows_at_once()
+        if self.native is None:
+            self._head_rows = loss.rows_at_once(self.head.weight)
 
     def __call__(
         self, segments: list[Segment], slots: dict[str, SlotWeights], *, training: bool = True
-    ) -> tuple[Layout, Tensor, Tensor]:
-        """The segments' layout, their label rows' states [M, D] and losses float32 [M].
-
-        `slots` holds the weights of every slot the segments name. The losses may be taken
-        backward: the gradients go into `slots`.
-        """
+    ) -> Found:
+        """The segments through the model with the weights of every slot they name (`slots`). Taken
+        backward, the losses leave their gradients there."""
+        if self.native is not None:
+            self.passes += 1
+            layout = self._layout(segments, training)
+            losses, hits = self.native.losses(layout, slots, self._anchor)
+            return Found(layout, losses, hits.__getitem__, cheap=True)
         if self.fused:
             layout = self._layout(segments, training)
             hidden = self._hidden(layout, slots).index_select(0, layout.label_rows)
@@ -105,11 +129,14 @@ class Forward:
             scale=self.scale,
             most=self._head_rows,
         )
-        return layout, hidden.detach(), losses
+        states = hidden.detach()
+        return Found(
+            layout, losses, lambda rows: self._hits(states[rows], layout.labels[rows]), cheap=False
+        )
 
     def rehearse(self, segments: list[Segment]) -> None:
         """A forward and a backward without adapters, to no effect but the time and memory."""
-        _, _, losses = self(segments, {})
+        losses = self(segments, {}).losses
         torch.autograd.backward(losses, torch.ones_like(losses))
 
     def probe_segments(self, count: int, length: int) -> list[Segment]:
@@ -120,8 +147,7 @@ class Forward:
         one = Sequence(ids, torch.ones(length, dtype=torch.bool))
         return cut(None, [one] * count)
 
-    def hits(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Whether each row's most probable token is its label: bool [M]."""
+    def _hits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return loss.right(
             hidden,
             self.head.weight,
@@ -221,14 +247,12 @@ class Forward:
         return scale
 
     def _layout(self, segments: list[Segment], training: bool = True) -> Layout:
-        return Layout(segments, widths=self._widths, training=training, device=self.device)
+        widths = self._widths if self.native is None else ()
+        return Layout(segments, widths=widths, training=training, device=self.device)
 
     def _attention(self) -> str | None:
         config = getattr(self.model, "config", None)
         return getattr(config, "_attn_implementation", None)
-
-    def _rows_at_once(self) -> int:
-        return loss.rows_at_once(self.head.weight)
 
     @property
     def vocabulary(self) -> int:
@@ -248,21 +272,39 @@ class Forward:
             for n in (min(length, self.longest()) for length in _PROBE_LENGTHS)
         ]
 
-    @torch.no_grad()
+    def _by_hand(self, kernels: Kernels | None) -> Decoder | None:
+        """The model on native kernels, if they know its pattern and it computes nothing else."""
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        plan = recognise(self.model) if kernels is not None else None
+        if plan is None or kernels is None or bias is not None:
+            return None
+        if weight.dtype != torch.bfloat16 or not weight.is_contiguous():
+            return None
+        made = Decoder(plan, Head(weight, self.scale, self.softcap), kernels)
+        return made if self._alike(lambda layout: made.hidden(layout, {})) else None
+
     def _can_fuse(self) -> bool:
         """Whether sequences packed on one axis come out as each does by itself."""
+        if self.native is not None:
+            return True
         if self._attention() != attention.NAME:
             return False
+        return self._alike(lambda layout: self._hidden(layout, {}))
+
+    @torch.no_grad()
+    def _alike(self, hidden: Callable[[Layout], Tensor]) -> bool:
+        """Whether `hidden` gives each of the probe's sequences, packed, what the model as it came
+        gave it, and on a CPU to the last bit what it gives it alone."""
         sequences = self._probe()
         many = [Segment(None, (each,)) for each in sequences]
-        packed = self._hidden(self._layout(many), {})
+        packed = hidden(self._layout(many))
         slack = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
         start = 0
         for segment, sequence, own in zip(many, sequences, self._before, strict=True):
             mine = packed[start : start + len(sequence.ids)]
             start += segment.rows
             near = bool((mine - own).float().norm() <= slack * own.float().norm())
-            alone = self._hidden(self._layout([segment]), {})[: len(sequence.ids)]
+            alone = hidden(self._layout([segment]))[: len(sequence.ids)]
             same = bool(torch.equal(mine, alone)) or self.device.type != "cpu"
             if not (near and same):
                 return False

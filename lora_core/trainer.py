@@ -33,6 +33,7 @@ from lora_core.examples import Examples
 from lora_core.forward import Forward
 from lora_core.inject import eject, focus_of, inject, layers
 from lora_core.job import StepReport, TrainingJob
+from lora_core.native import Kernels
 from lora_core.peft_format import save_adapter
 from lora_core.segments import Segment
 from lora_core.state import State
@@ -43,7 +44,8 @@ class Trainer:
     """Owns `model` (a causal LM as transformers builds them) and its slots.
 
     `head` is the output layer (weight [V, D], optional bias [V]) of a model whose
-    `get_output_embeddings` does not tell. `token_budget` bounds the rows of one forward and
+    `get_output_embeddings` does not tell, `kernels` what `native.load` found for this machine: with
+    them a model they suit is several times as fast. `token_budget` bounds the rows of one forward and
     `memory_limit` (bytes; by default nine tenths of what the device has) the memory of all, once
     `calibrate` has measured what a step takes; neither changes a job's result. Thread-safe: every
     other method waits for the end of a running `step`, so what it does takes effect at the next
@@ -56,6 +58,7 @@ class Trainer:
         slots: int,
         *,
         head: nn.Module | None = None,
+        kernels: Kernels | None = None,
         token_budget: int = 2048,
         memory_limit: int | None = None,
     ) -> None:
@@ -67,13 +70,18 @@ class Trainer:
         self._lock = RLock()
         model.requires_grad_(False)
         model.eval()
-        self._forward = Forward(model, head)
+        self._forward = Forward(model, head, kernels)
         self.budget = Budget(self._forward, token_budget, memory_limit)
 
     @property
     def fused(self) -> bool:
         """Whether all slots share the base's forwards (see `forward.py`)."""
         return self._forward.fused
+
+    @property
+    def native(self) -> bool:
+        """Whether the model runs on the native kernels."""
+        return self._forward.native is not None
 
     @property
     def passes(self) -> int:
@@ -193,11 +201,12 @@ class Trainer:
         tally, hits = Tally(), 0
         for part in self._parts(segments):
             self.budget.part = part
-            layout, hidden, losses = self._forward(part, held, training=False)
-            hits += int(self._forward.hits(hidden, layout.labels).sum())
-            for span in layout.spans:
-                tally.loss += float(losses[span.label_start : span.label_stop].sum())
-            tally.labels += len(layout.labels)
+            found = self._forward(part, held, training=False)
+            labels = len(found.losses)
+            hits += int(found.hits(slice(0, labels)).sum())
+            for span in found.layout.spans:
+                tally.loss += float(found.losses[span.label_start : span.label_stop].sum())
+            tally.labels += labels
         if not tally.labels:
             return math.nan, math.nan
         return tally.loss / tally.labels, hits / tally.labels
@@ -269,7 +278,8 @@ class Trainer:
         due: set[str],
     ) -> None:
         """One micro-batch forward and backward."""
-        layout, hidden, losses = self._forward(part, held)
+        found = self._forward(part, held)
+        layout, losses = found.layout, found.losses
         weights = torch.zeros_like(losses)
         for span in layout.spans:
             mine = slice(span.label_start, span.label_stop)
@@ -282,10 +292,9 @@ class Trainer:
         for span, total in zip(layout.spans, sums, strict=True):
             tally = tallies[span.slot or ""]
             tally.loss += total
-            if span.slot in due:
+            if found.cheap or span.slot in due:
                 mine = slice(span.label_start, span.label_stop)
-                hits = int(self._forward.hits(hidden[mine], layout.labels[mine]).sum())
-                tally.correct = (tally.correct or 0) + hits
+                tally.correct = (tally.correct or 0) + int(found.hits(mine).sum())
 
     def _validated(self, report: StepReport, seconds: float) -> StepReport:
         """The report with its evaluation, if one is due, and the device time both took."""
@@ -342,7 +351,7 @@ def _tally(segments: list[Segment]) -> Tally:
 
 
 def _accuracy_due(active: Active) -> bool:
-    """Whether the coming step's token accuracy is measured: at the first, the last and each tenth
+    """Whether the coming step's token accuracy is measured where it is not known anyway: at the first, the last and each tenth
     step of a job, fewer in a long one, for it costs the half of the head once more."""
     step, total = active.step + 1, active.job.total_steps
     return step in (1, total) or step % max(10, total // 10) == 0
