@@ -7,7 +7,7 @@ Which jobs there are, and how their rows share a forward, is `trainer.py`'s.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from lora_core import rng
 from lora_core.errors import DivergedError, MemoryLimitError, SpecError
 from lora_core.examples import Examples, batch
 from lora_core.job import StepReport, TrainingJob
-from lora_core.optim import AdamW, clip_
+from lora_core.native import Kernels
+from lora_core.optim import AdamW
 from lora_core.schedule import learning_rate
 from lora_core.segments import Segment, Sequence, cut
 from lora_core.state import Best, State
@@ -47,8 +48,15 @@ class Active:
     best_weights: Tensor | None = None
     counters: dict[str, int] = field(default_factory=lambda: {"tokens": 0, "input_tokens": 0})
 
-    def __post_init__(self) -> None:
-        self.optimizer = AdamW(self.weights.master, weight_decay=self.job.weight_decay)
+    kernels: InitVar[Kernels | None] = None
+
+    def __post_init__(self, kernels: Kernels | None) -> None:
+        self.optimizer = AdamW(
+            self.weights.master,
+            weight_decay=self.job.weight_decay,
+            low=self.weights.low,
+            kernels=kernels,
+        )
 
     @property
     def slot(self) -> str:
@@ -172,20 +180,22 @@ def update(active: Active, tally: Tally) -> StepReport:
     """
     job, step = active.job, active.step + 1
     rate = learning_rate(job.learning_rate, job.schedule, step, job.total_steps, job.warmup_steps)
-    norm = clip_(active.weights.grad, job.max_grad_norm)
     last = active.weights.master.clone() if step == job.total_steps else None
     error = None
+    norm = math.nan
     if not math.isfinite(tally.loss):
         error = DivergedError(step, "loss")
-    elif not math.isfinite(norm):
-        error = DivergedError(step, "gradient")
     else:
-        active.optimizer.step(active.weights.grad, rate)
+        norm = active.optimizer.step(active.weights.grad, rate, job.max_grad_norm)
+    if error is None and not math.isfinite(norm):
+        error = DivergedError(step, "gradient")
+    if error is None:
         if last is not None and not bool(active.weights.master.isfinite().all()):
             # No further step would notice.
             active.weights.master.copy_(last)
+            active.weights.refresh()
             error = DivergedError(step, "adapter")
-        active.weights.refresh()
+        active.weights.spread()
     if error is None:
         active.step = step
         active.counters["tokens"] += tally.labels

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,29 @@ from lora_core.segments import Bucket, Layout
 
 NAME = "manylora"
 _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model's layer asks of its attention."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+_SEEN: ContextVar[dict[int, Asked] | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[dict[int, Asked]]:
+    """What each attention module (by id) that runs within this block asks for."""
+    seen: dict[int, Asked] = {}
+    token = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(token)
 
 
 @contextmanager
@@ -52,6 +76,9 @@ def packed(
 ) -> tuple[Tensor, None]:
     """query [1, H, N, E], key and value [1, K, N, E] to [1, N, H, E]."""
     scale = scaling if scaling is not None else 1.0 / math.sqrt(query.shape[-1])
+    seen = _SEEN.get()
+    if seen is not None:
+        seen[id(module)] = Asked(scale, sliding_window, softcap)
     layout = _LAYOUT.get()
     if layout is None:
         mask = _window(query.shape[2], key.shape[2], sliding_window, query.device)

@@ -92,13 +92,14 @@ class Forward:
         if ours:
             model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self.carriers: list[LoraLinear] = carry_all(model)
-        find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
+        with attention.recorded() as asked:
+            find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
         norm.take_over(model)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
         self._widths = tuple(
             sorted({w for c in self.carriers for w in (c.in_features, c.out_features)})
         )
-        self.native = self._by_hand(kernels)
+        self.native = self._by_hand(kernels, asked)
         self.fused = self._can_fuse()
         if ours and not self.fused:
             model.set_attn_implementation("eager")  # type: ignore[operator]
@@ -255,6 +256,11 @@ class Forward:
         return getattr(config, "_attn_implementation", None)
 
     @property
+    def kernels(self) -> Kernels | None:
+        """What the model runs on, if it is native."""
+        return self.native.kernels if self.native is not None else None
+
+    @property
     def vocabulary(self) -> int:
         """Token ids the model knows."""
         return int(self.model.get_input_embeddings().weight.shape[0])
@@ -272,10 +278,12 @@ class Forward:
             for n in (min(length, self.longest()) for length in _PROBE_LENGTHS)
         ]
 
-    def _by_hand(self, kernels: Kernels | None) -> Decoder | None:
+    def _by_hand(
+        self, kernels: Kernels | None, asked: dict[int, attention.Asked]
+    ) -> Decoder | None:
         """The model on native kernels, if they know its pattern and it computes nothing else."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
-        plan = recognise(self.model) if kernels is not None else None
+        plan = recognise(self.model, asked) if kernels is not None else None
         if plan is None or kernels is None or bias is not None:
             return None
         if weight.dtype != torch.bfloat16 or not weight.is_contiguous():

@@ -106,7 +106,8 @@ class Trainer:
             self.budget.admit(job)
             try:
                 inject(self.model, job.spec, _name(free))
-                active = Active(job, free, SlotWeights(self.model, _name(free)))
+                weights = SlotWeights(self.model, _name(free))
+                active = Active(job, free, weights, kernels=self._forward.kernels)
                 if state is not None:
                     restore(active, state)
             except BaseException as error:

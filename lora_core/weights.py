@@ -56,7 +56,8 @@ class SlotWeights:
         self.master = torch.empty(size, device=device)
         self.grad = torch.zeros_like(self.master)
         self.places: dict[str, slice] = {}
-        self._low = self.master if dtype == torch.float32 else self.master.to(dtype)
+        #: in the base's dtype, kept up to date by the optimizer; None where that is float32
+        self.low = None if dtype == torch.float32 else self.master.to(dtype)
         self._pairs: dict[int, Pair] = {}
         at = 0
         for group in groups:
@@ -69,9 +70,14 @@ class SlotWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Bring the copies up to date after the masters changed."""
-        if self._low is not self.master:
-            self._low.copy_(self.master)
+        """Bring all copies up to date after the masters changed."""
+        if self.low is not None:
+            self.low.copy_(self.master)
+        self.spread()
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Bring each pair's B up to date after `low` was."""
         for pair in self._pairs.values():
             for (_, rows, ranks), master in zip(pair.places, pair.masters_b, strict=True):
                 pair.b[rows, ranks].copy_(master)
@@ -95,10 +101,11 @@ class SlotWeights:
             begin, at = at, self._move(f"{member.name}.B", parameter, at)
             masters.append(self.master[begin:at].view(parameter.shape))
             grads.append(self.grad[begin:at].view(parameter.shape))
+        low = self.master if self.low is None else self.low
         self._pairs[id(group)] = Pair(
-            a=self._low[start:stop].view(total, width),
+            a=low[start:stop].view(total, width),
             b=torch.zeros(
-                group.out_features, total, dtype=self._low.dtype, device=self.master.device
+                group.out_features, total, dtype=low.dtype, device=self.master.device
             ),
             grad_a=self.grad[start:stop].view(total, width),
             grads_b=grads,

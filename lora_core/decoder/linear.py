@@ -9,12 +9,14 @@ The oracle is `ops/reference.py`. N rows, D in, O out, R ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lora_core.group import LinearGroup
+from lora_core.layer import LoraLinear
 from lora_core.native.kernels import Extra, Kernels, rows
 from lora_core.segments import ALIGN, Layout
 from lora_core.weights import Pair, SlotWeights
@@ -37,70 +39,49 @@ class Cast:
     layout: Layout
     slots: dict[str, SlotWeights]
     rates: Tensor = field(init=False)
-    drops: bool = field(init=False)
-    _owners: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        layout = self.layout
-        self.rates = torch.zeros(layout.rows)
-        for span in layout.spans:
-            if span.slot is not None and layout.training:
+        self.rates = torch.zeros(self.layout.rows)
+        for span in self.layout.spans:
+            if span.slot is not None and self.layout.training:
                 self.rates[span.start : span.stop] = self.slots[span.slot].spec.dropout
-        self.drops = bool(self.rates.any())
 
-    def pieces(self, group: LinearGroup) -> tuple[list[Piece], Tensor]:
-        """A group's pieces in the order of the rows, and the piece of each 16 rows (-1: none)."""
-        found, which = [], []
-        for index, span in enumerate(self.layout.spans):
+    def pieces(self, group: LinearGroup) -> tuple[list[Piece], list[Piece]]:
+        """A group's pieces in the order of the rows: those without a dropout, and those with."""
+        plain, dropping = [], []
+        for span in self.layout.spans:
             held = self.slots.get(span.slot) if span.slot is not None else None
             pair = held.pair(group) if held is not None else None
             if held is not None and pair is not None:
-                found.append(Piece((span.start, span.stop), held, pair))
-                which.append(index)
-        key = tuple(which)
-        if key not in self._owners:
-            owner = torch.full((self.layout.rows // ALIGN,), -1, dtype=torch.int32)
-            for place, index in enumerate(which):
-                span = self.layout.spans[index]
-                owner[span.start // ALIGN : span.stop // ALIGN] = place
-            self._owners[key] = owner
-        return found, self._owners[key]
+                drops = held.spec.dropout > 0 and self.layout.training
+                piece = Piece((span.start, span.stop), held, pair)
+                (dropping if drops else plain).append(piece)
+        return plain, dropping
 
 
 def forward(cast: Cast, group: LinearGroup, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """y [N, O] for x [N, D], and s [N, R] for the way back (None: no adapter is on the group)."""
     y = rows(cast.layout.rows, group.out_features)
-    found, owner = cast.pieces(group)
+    plain, dropping = cast.pieces(group)
+    found = [*plain, *dropping]
     bias = group.bias.float() if group.bias is not None else None
     if not found:
         return cast.kernels.product(x, group.weight, y, by_rows=True, bias=bias), None
     s = _room(cast, found)
-    if cast.drops:
-        for dropped, pieces, place in _members(cast, group, x, found):
-            ranks = [piece.pair.places[i][2] for piece, i in zip(pieces, place, strict=True)]
-            cast.kernels.low(
-                dropped,
-                [piece.span for piece in pieces],
-                [piece.pair.a[r] for piece, r in zip(pieces, ranks, strict=True)],
-                [piece.held.scaling for piece in pieces],
-                s,
-                by_rows=True,
-                columns=[r.start for r in ranks],
-            )
-    else:
+    _low(cast, x, plain, s)
+    for dropped, shares in _members(cast, group, x, dropping):
         cast.kernels.low(
-            x,
-            [piece.span for piece in found],
-            [piece.pair.a for piece in found],
-            [piece.held.scaling for piece in found],
+            dropped,
+            [share.piece.span for share in shares],
+            [share.piece.pair.a[share.ranks] for share in shares],
+            [share.piece.held.scaling for share in shares],
             s,
             by_rows=True,
-            columns=[0] * len(found),
-            fill=s.shape[1],
+            columns=[share.ranks.start for share in shares],
         )
     held = [piece.pair.b for piece in found]
     panels = cast.kernels.panels(held, group.out_features, by_rows=True)
-    extra = Extra(s, owner, panels, [_steps(piece) for piece in found])
+    extra = _extra(cast, s, [piece.span for piece in found], panels, [_steps(p) for p in found])
     cast.kernels.product(x, group.weight, y, by_rows=True, bias=bias, extra=extra)
     return y, s
 
@@ -109,7 +90,8 @@ def backward(
     cast: Cast, group: LinearGroup, dy: Tensor, x: Tensor, s: Tensor | None, *, wanted: bool = True
 ) -> Tensor | None:
     """dx [N, D], if `wanted`; the adapters' gradients go into their slots."""
-    found, owner = cast.pieces(group)
+    plain, dropping = cast.pieces(group)
+    found = [*plain, *dropping]
     dx = rows(cast.layout.rows, group.in_features) if wanted else None
     if not found or s is None:
         if dx is not None:
@@ -136,27 +118,67 @@ def backward(
         [piece.pair.grads_b[index] for piece, index, _ in each],
         turned=True,
     )
-    whole = slice(0, group.in_features)
-    if not cast.drops:
+    if plain:
         cast.kernels.gradient(
             t,
             x,
-            [piece.span for piece in found],
-            [slice(0, piece.pair.a.shape[0]) for piece in found],
-            [whole] * len(found),
-            [piece.pair.grad_a for piece in found],
+            [piece.span for piece in plain],
+            [slice(0, piece.pair.a.shape[0]) for piece in plain],
+            [slice(0, group.in_features)] * len(plain),
+            [piece.pair.grad_a for piece in plain],
         )
-        if dx is not None:
-            panels = cast.kernels.panels(
-                [piece.pair.a for piece in found], group.in_features, by_rows=False
-            )
-            extra = Extra(t, owner, panels, [_steps(piece) for piece in found])
-            cast.kernels.product(dy, group.weight, dx, by_rows=False, extra=extra)
-        return dx
     if dx is not None:
-        cast.kernels.product(dy, group.weight, dx, by_rows=False)
-    _through_dropout(cast, group, x, t, dx, found)
+        panels = cast.kernels.panels(
+            [piece.pair.a for piece in plain], group.in_features, by_rows=False
+        )
+        extra = _extra(cast, t, [p.span for p in plain], panels, [_steps(p) for p in plain])
+        cast.kernels.product(dy, group.weight, dx, by_rows=False, extra=extra)
+    if dropping:
+        _through_dropout(cast, group, x, t, dx, dropping)
     return dx
+
+
+def _low(cast: Cast, x: Tensor, pieces: list[Piece], s: Tensor) -> None:
+    """s for pieces without a dropout."""
+    if pieces:
+        cast.kernels.low(
+            x,
+            [piece.span for piece in pieces],
+            [piece.pair.a for piece in pieces],
+            [piece.held.scaling for piece in pieces],
+            s,
+            by_rows=True,
+            columns=[0] * len(pieces),
+            fill=s.shape[1],
+        )
+
+
+@dataclass
+class Share:
+    """One member's part of a piece: its ranks."""
+
+    piece: Piece
+    member: LoraLinear
+    ranks: slice
+
+
+def _members(
+    cast: Cast, group: LinearGroup, x: Tensor, pieces: list[Piece]
+) -> Iterator[tuple[Tensor, list[Share]]]:
+    """For each member that has adapters in these pieces: x after its dropout, and its shares."""
+    for member in group.members:
+        shares = [
+            Share(piece, member, ranks)
+            for piece in pieces
+            for own, _, ranks in piece.pair.places
+            if own is member
+        ]
+        if shares:
+            layout, dropped = cast.layout, rows(*x.shape)
+            cast.kernels.drop(
+                x, layout.keys, layout.positions, member.dropout_key, cast.rates, dropped
+            )
+            yield dropped, shares
 
 
 def _through_dropout(
@@ -165,80 +187,51 @@ def _through_dropout(
     """dA, and the adapters' share of dx, where a dropout lies before A: its mask is drawn anew,
     and each member has one of its own."""
     layout, kernels = cast.layout, cast.kernels
-    for dropped, pieces, place in _members(cast, group, x, found):
-        ranks = [piece.pair.places[i][2] for piece, i in zip(pieces, place, strict=True)]
+    for dropped, shares in _members(cast, group, x, found):
+        spans = [share.piece.span for share in shares]
         kernels.gradient(
             t,
             dropped,
-            [piece.span for piece in pieces],
-            ranks,
-            [slice(0, group.in_features)] * len(pieces),
-            [piece.pair.grad_a[r] for piece, r in zip(pieces, ranks, strict=True)],
+            spans,
+            [share.ranks for share in shares],
+            [slice(0, group.in_features)] * len(shares),
+            [share.piece.pair.grad_a[share.ranks] for share in shares],
         )
         if dx is None:
             continue
-        member = pieces[0].pair.places[place[0]][0]
-        own = t.new_zeros(t.shape)
-        for piece, r in zip(pieces, ranks, strict=True):
-            lines = slice(*piece.span)
-            own[lines, : r.stop - r.start] = t[lines, r]
+        own = torch.zeros_like(t)
+        for share in shares:
+            lines, width = slice(*share.piece.span), share.ranks.stop - share.ranks.start
+            own[lines, :width] = t[lines, share.ranks]
         panels = kernels.panels(
-            [piece.pair.a[r] for piece, r in zip(pieces, ranks, strict=True)],
+            [share.piece.pair.a[share.ranks] for share in shares],
             group.in_features,
             by_rows=False,
         )
-        steps = [-(-(r.stop - r.start) // 32) for r in ranks]
-        share = rows(layout.rows, group.in_features)
-        extra = Extra(own, _owner(cast, pieces), panels, steps)
-        nothing = dx[:, :0]
-        kernels.product(nothing, group.weight, share, by_rows=False, extra=extra)
-        kernels.drop(
-            share,
-            layout.keys,
-            layout.positions,
-            member.dropout_key,
-            cast.rates,
-            dx,
-            add=True,
-        )
+        steps = [-(-(share.ranks.stop - share.ranks.start) // 32) for share in shares]
+        back, nothing = rows(*dx.shape), dx[:, :0]
+        extra = _extra(cast, own, spans, panels, steps)
+        kernels.product(nothing, group.weight, back, by_rows=False, extra=extra)
+        key = shares[0].member.dropout_key
+        kernels.drop(back, layout.keys, layout.positions, key, cast.rates, dx, add=True)
 
 
-def _members(
-    cast: Cast, group: LinearGroup, x: Tensor, found: list[Piece]
-) -> list[tuple[Tensor, list[Piece], list[int]]]:
-    """For each member that has adapters: x after its dropout, the pieces, and the member's place
-    in each piece's pair."""
-    made = []
-    for member in group.members:
-        pieces, place = [], []
-        for piece in found:
-            for index, (own, _, _) in enumerate(piece.pair.places):
-                if own is member:
-                    pieces.append(piece)
-                    place.append(index)
-        if pieces:
-            dropped = rows(*x.shape)
-            layout = cast.layout
-            cast.kernels.drop(
-                x, layout.keys, layout.positions, member.dropout_key, cast.rates, dropped
-            )
-            made.append((dropped, pieces, place))
-    return made
-
-
-def _owner(cast: Cast, pieces: list[Piece]) -> Tensor:
+def _extra(
+    cast: Cast, s: Tensor, spans: list[tuple[int, int]], panels: list[Tensor], steps: list[int]
+) -> Extra | None:
+    """Adapters over these rows as further steps of a product."""
+    if not spans:
+        return None
     owner = torch.full((cast.layout.rows // ALIGN,), -1, dtype=torch.int32)
-    for index, piece in enumerate(pieces):
-        owner[piece.span[0] // ALIGN : piece.span[1] // ALIGN] = index
-    return owner
+    for index, (start, stop) in enumerate(spans):
+        owner[start // ALIGN : stop // ALIGN] = index
+    return Extra(s, owner, panels, steps)
 
 
 def _room(cast: Cast, found: list[Piece]) -> Tensor:
     """An s for these pieces: ranks padded to whole steps, with zeros."""
     width = max(32 * _steps(piece) for piece in found)
-    if cast.drops:
-        return torch.zeros(cast.layout.rows, width, dtype=torch.bfloat16)
-    return torch.empty(cast.layout.rows, width, dtype=torch.bfloat16)
+    return torch.zeros(cast.layout.rows, width, dtype=torch.bfloat16)
 
 
 def _steps(piece: Piece) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_core.attention import Asked
 from lora_core.group import LinearGroup
 from lora_core.layer import LoraLinear
 
@@ -76,9 +77,9 @@ class Plan:
         return found
 
 
-def recognise(model: nn.Module) -> Plan | None:
+def recognise(model: nn.Module, asked: dict[int, Asked]) -> Plan | None:
     """The plan of a model whose linear layers carry slots and belong to groups; None for one that
-    is built in another way."""
+    is built in another way. `asked` is what its attention modules were seen to ask for."""
     decoder: Any = getattr(model, getattr(model, "base_model_prefix", ""), None)
     if not all(hasattr(decoder, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
         return None
@@ -88,7 +89,7 @@ def recognise(model: nn.Module) -> Plan | None:
     layers = []
     for index, module in enumerate(decoder.layers):
         kind = kinds[index] if typed and kinds else ""
-        layer = _layer(module, kind)
+        layer = _layer(module, kind, asked)
         if layer is None:
             return None
         layers.append(layer)
@@ -98,10 +99,13 @@ def recognise(model: nn.Module) -> Plan | None:
     return Plan(layers, last, decoder.embed_tokens, decoder.rotary_emb, typed)
 
 
-def _layer(module: Any, kind: str) -> Layer | None:
+def _layer(module: Any, kind: str, asked: dict[int, Asked]) -> Layer | None:
     attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
     parts = ("q_proj", "k_proj", "v_proj", "o_proj")
     if attention is None or mlp is None or not all(hasattr(attention, part) for part in parts):
+        return None
+    call = asked.get(id(attention))
+    if call is None or call.softcap is not None:
         return None
     if not all(hasattr(mlp, part) for part in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return None
@@ -120,8 +124,7 @@ def _layer(module: Any, kind: str) -> Layer | None:
     ]
     act = _activation(mlp.act_fn)
     width = getattr(attention, "head_dim", 0)
-    capped = getattr(attention, "attn_logit_softcapping", None) is not None
-    if act is None or capped or not width or width % (2 * _STEP) and width % _STEP:
+    if act is None or not width or width % _STEP:
         return None
     first, second, third = norms
     if first is None or second is None or third is None or (sandwich and after_mlp is None):
@@ -152,8 +155,8 @@ def _layer(module: Any, kind: str) -> Layer | None:
         heads=heads,
         groups=keys,
         width=width,
-        scale=float(getattr(attention, "scaling", width**-0.5)),
-        window=int(getattr(attention, "sliding_window", None) or 0),
+        scale=call.scale,
+        window=call.window or 0,
         angles=kind,
         act=act,
     )

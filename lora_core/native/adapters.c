@@ -99,9 +99,10 @@ void gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const in
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < n; i++)
             turn(s + start[i] * lds + column[i], lds, stop[i] - start[i], rank[i], left + at[i]);
-#pragma omp for schedule(dynamic, 4) collapse(2)
-        for (long i = 0; i < n; i++)
-            for (long p = 0; p < most; p++) {
+        /* An adapter may have several pieces: they are added up in their order. */
+#pragma omp for schedule(dynamic)
+        for (long p = 0; p < most; p++)
+            for (long i = 0; i < n; i++) {
                 long rows = stop[i] - start[i], steps = (rows + 31) / 32;
                 if (p * 32 >= to[i] - from[i]) continue;
                 bf16 *panel = scratch(0, (size_t)steps * 2048);
@@ -125,9 +126,21 @@ void gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const in
                     sums_to(c, 32);
                     long some = MIN(32, rank[i] - r), off = first - from[i];
                     if (turned) {
-                        for (long j = 0; j < 32; j++)
-                            for (long k = 0; k < some; k++)
-                                g[i][(off + j) * ld[i] + r + k] += c[k * 32 + j];
+                        for (long k = 0; k < some; k += 16)
+                            for (long j = 0; j < 32; j += 16) {
+                                __m512i block[16];
+                                for (int l = 0; l < 16; l++)
+                                    block[l] = _mm512_load_si512(c + (k + l) * 32 + j);
+                                transpose(block);
+                                __mmask16 held = (__mmask16)first32(some - k);
+                                for (int l = 0; l < 16; l++) {
+                                    float *at = g[i] + (off + j + l) * ld[i] + r + k;
+                                    _mm512_mask_storeu_ps(
+                                        at, held,
+                                        _mm512_add_ps(_mm512_maskz_loadu_ps(held, at),
+                                                      _mm512_castsi512_ps(block[l])));
+                                }
+                            }
                     } else {
                         for (long k = 0; k < some; k++)
                             for (long j = 0; j < 32; j += 16) {

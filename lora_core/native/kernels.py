@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_long, c_void_p
+from ctypes import c_double, c_float, c_int, c_int64, c_long, c_void_p
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,8 @@ _ARGUMENTS = {
     "gate": (c_long, c_long, *_M, c_int, *_M),
     "gate_back": (c_long, c_long, *_M, *_M, c_int, *_M),
     "add": (c_long, c_long, *_M, *_M, *_M),
+    "length": (c_long, c_void_p),
+    "adamw": (c_long, *(c_void_p,) * 4, *(c_float,) * 7, c_void_p),
 }
 
 
@@ -89,6 +91,7 @@ class Kernels:
         self.name = name
         for each, arguments in _ARGUMENTS.items():
             getattr(library, each).argtypes = arguments
+        library.length.restype = c_double
         self._c = library
 
     def product(
@@ -117,6 +120,8 @@ class Kernels:
 
     def panels(self, weights: Sequence[Tensor], width: int, *, by_rows: bool) -> list[Tensor]:
         """Adapters' B [width, R] (`by_rows`) or A [R, width] as panels for `Extra`."""
+        if not weights:
+            return []
         ranks = [w.shape[1] if by_rows else w.shape[0] for w in weights]
         sizes = [width * (-(-rank // 32) * 32) for rank in ranks]
         made = list(torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes))
@@ -327,3 +332,32 @@ class Kernels:
         """a + b into out."""
         self._c.add(out.shape[0], out.shape[1], *_m(a), *_m(b), *_m(out))
         return out
+
+    def length(self, x: Tensor) -> float:
+        """The 2-norm of float [P]."""
+        found = float(self._c.length(x.numel(), _p(x)))
+        if found < 0:
+            raise MemoryError("no memory for a norm")
+        return found
+
+    def adamw(
+        self,
+        master: Tensor,
+        gradient: Tensor,
+        moments: tuple[Tensor, Tensor],
+        *,
+        scale: float,
+        betas: tuple[float, float],
+        decay: float,
+        rate: float,
+        correction: float,
+        eps: float,
+        low: Tensor | None,
+    ) -> None:
+        """One update of float [P] by `scale` times its gradient; `correction` multiplies the root
+        of the second moment, `decay` the numbers, and `low` bf16 [P] gets a copy."""
+        mean, square = moments
+        self._c.adamw(
+            *(master.numel(), _p(master), _p(gradient), _p(mean), _p(square), scale, *betas),
+            *(decay, rate, correction, eps, _p(low)),
+        )

@@ -14,7 +14,7 @@
 
 #ifndef DEPTH
 #define DEPTH 320 /* K at once */
-#define ROWS 544  /* rows of a task */
+#define ROWS 1088  /* rows of a task */
 #define PANELS 2  /* of a task, 32 columns each */
 #endif
 

@@ -1,6 +1,17 @@
 import pytest
 import torch
 
+from lora_core.native import NativeError, load
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """The native kernels, where this machine can run them."""
+    try:
+        return load(tmp_path_factory.mktemp("kernels"))
+    except NativeError as error:
+        pytest.skip(str(error))
+
 
 @pytest.fixture(autouse=True)
 def two_threads():

@@ -11,8 +11,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from lora_core import AdapterSpec, Examples, TrainingJob, attention
@@ -20,9 +24,16 @@ from lora_core import AdapterSpec, Examples, TrainingJob, attention
 VOCAB = 97
 
 
-def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True, positions: int = 128):
+def tiny(
+    kind: str,
+    dtype: torch.dtype = torch.float32,
+    packed: bool = True,
+    positions: int = 128,
+    whole: bool = False,
+):
     """A randomly initialised model of that architecture, the same each time; with the attention
-    that takes packed sequences, unless told otherwise."""
+    that takes packed sequences, unless told otherwise. `whole` makes its widths multiples of 32,
+    as the native kernels need them."""
     AttentionInterface.register(attention.NAME, attention.packed)
     shared = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     decoder = dict(
@@ -33,12 +44,20 @@ def tiny(kind: str, dtype: torch.dtype = torch.float32, packed: bool = True, pos
         num_key_value_heads=2,
         max_position_embeddings=positions,
     )
+    if whole:
+        decoder |= dict(hidden_size=64, intermediate_size=96, num_attention_heads=4)
+        decoder |= dict(head_dim=32) if kind != "qwen2" else dict(num_attention_heads=2)
+        decoder |= dict(num_key_value_heads=1) if kind in ("qwen2", "gemma3") else {}
     make = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**shared, **decoder)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shared, **decoder)),
         "gemma3": lambda: Gemma3ForCausalLM(
-            Gemma3TextConfig(**shared, **decoder, head_dim=8, sliding_window=16)
+            Gemma3TextConfig(**shared, **({"head_dim": 8} | decoder), sliding_window=16)
         ),
+        "mistral": lambda: MistralForCausalLM(
+            MistralConfig(**shared, **decoder, sliding_window=16)
+        ),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shared, **decoder)),
         "gpt2": lambda: GPT2LMHeadModel(
             GPT2Config(
                 **shared,

@@ -15,7 +15,7 @@ import torch
 from lora_core import State, Trainer
 from tests.lora_core.models import KINDS, examples, job, tiny
 
-SCHEDULES = 25  # for each of eight models: 200 in all
+SCHEDULES = 25  # for each of eight models, and five on native kernels: 325 in all
 SEEDS: list[int] = []
 _TARGETS = ("all-linear", ("q_proj", "v_proj"), ("down_proj",), r".*(gate_proj|o_proj)")
 _GPT2_TARGETS = ("all-linear", ("c_attn",), ("mlp.c_proj",), r".*(c_fc|attn.c_proj)")
@@ -110,21 +110,39 @@ class Schedule:
 def test_a_jobs_bytes_are_its_own(kind, dtype, tmp_path, one_thread):
     crowd = Trainer(tiny(kind, dtype), slots=8)
     alone = Trainer(tiny(kind, dtype), slots=1)
+    assert not crowd.native
+    compare(crowd, alone, kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma3"])
+def test_on_native_kernels_too_whatever_the_threads(kind, kernels, tmp_path, one_thread):
+    crowd, alone = (
+        Trainer(tiny(kind, torch.bfloat16, whole=True), slots=slots, kernels=kernels)
+        for slots in (8, 1)
+    )
+    assert crowd.native
+    compare(crowd, alone, kind, tmp_path, threads=3)
+
+
+def compare(crowd, alone, kind, folder, threads=1):
+    """Play every schedule on `crowd`, and each job that came to its end once more on `alone`."""
     assert crowd.fused
     assert alone.fused
     finished = busy = steps = 0
     for seed in [*SEEDS, *range(SCHEDULES)]:
         budget = random.Random(seed).choice((2048, 256, 128, 16))
         crowd.budget.tokens, alone.budget.tokens = budget, 2048
-        schedule = Schedule(crowd, kind, seed, tmp_path)
+        schedule = Schedule(crowd, kind, seed, folder)
+        torch.set_num_threads(threads)
         schedule.play()
+        torch.set_num_threads(1)
         busy, steps = busy + schedule.busy, steps + schedule.steps
         assert "wild" not in schedule.digests
         for name, mine in schedule.jobs.items():
             alone.join(mine)
             while not alone.step()[0].finished:
                 pass
-            assert digest(alone, name, tmp_path) == schedule.digests[name], (seed, name)
+            assert digest(alone, name, folder) == schedule.digests[name], (seed, name)
             alone.leave(name)
             finished += 1
     assert finished > 4 * SCHEDULES
