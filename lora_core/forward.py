@@ -89,6 +89,7 @@ class Forward:
         if ours:
             model.set_attn_implementation("eager")  # type: ignore[operator]
         self._before = [self._plain(sequence.ids) for sequence in self._probe()]
+        states = self._states(self._probe()[1].ids) if kernels is not None else []
         if ours:
             model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self.carriers: list[LoraLinear] = carry_all(model)
@@ -99,12 +100,12 @@ class Forward:
         self._widths = tuple(
             sorted({w for c in self.carriers for w in (c.in_features, c.out_features)})
         )
-        self.native = self._by_hand(kernels, asked)
+        self.native = self._by_hand(kernels, asked, states)
         self.fused = self._can_fuse()
         if ours and not self.fused:
             model.set_attn_implementation("eager")  # type: ignore[operator]
         if self.native is None:
-            self._head_rows = loss.rows_at_once(self.head.weight)
+            self._head_rows = self._rows_at_once()
 
     def __call__(
         self, segments: list[Segment], slots: dict[str, SlotWeights], *, training: bool = True
@@ -221,6 +222,16 @@ class Forward:
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
+    def _states(self, ids: Tensor) -> list[Tensor]:
+        """What enters and leaves each layer [T, D], the last one's after the last norm; nothing for
+        a model that does not tell."""
+        with self._bare():
+            decoder = getattr(self.model, self.model.base_model_prefix)
+            out = decoder(
+                input_ids=ids.to(self.device)[None], use_cache=False, output_hidden_states=True
+            )
+        return [state[0] for state in getattr(out, "hidden_states", None) or ()]
+
     @torch.no_grad()
     def _head_scale(self) -> float:
         """What the model multiplies its logits with: tried out on four tokens."""
@@ -255,6 +266,9 @@ class Forward:
         config = getattr(self.model, "config", None)
         return getattr(config, "_attn_implementation", None)
 
+    def _rows_at_once(self) -> int:
+        return loss.rows_at_once(self.head.weight)
+
     @property
     def kernels(self) -> Kernels | None:
         """What the model runs on, if it is native."""
@@ -279,9 +293,10 @@ class Forward:
         ]
 
     def _by_hand(
-        self, kernels: Kernels | None, asked: dict[int, attention.Asked]
+        self, kernels: Kernels | None, asked: dict[int, attention.Asked], states: list[Tensor]
     ) -> Decoder | None:
-        """The model on native kernels, if they know its pattern and it computes nothing else."""
+        """The model on native kernels, if they know its pattern and it computes nothing else.
+        `states` are the probe's second sequence's, before and after each of the model's layers."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
         plan = recognise(self.model, asked) if kernels is not None else None
         if plan is None or kernels is None or bias is not None:
@@ -289,6 +304,9 @@ class Forward:
         if weight.dtype != torch.bfloat16 or not weight.is_contiguous():
             return None
         made = Decoder(plan, Head(weight, self.scale, self.softcap), kernels)
+        second = Segment(None, (self._probe()[1],))
+        if not made.agrees(Layout([second], device=self.device), states):
+            return None
         return made if self._alike(lambda layout: made.hidden(layout, {})) else None
 
     def _can_fuse(self) -> bool:

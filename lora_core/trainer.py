@@ -44,10 +44,11 @@ class Trainer:
     """Owns `model` (a causal LM as transformers builds them) and its slots.
 
     `head` is the output layer (weight [V, D], optional bias [V]) of a model whose
-    `get_output_embeddings` does not tell, `kernels` what `native.load` found for this machine: with
-    them a model they suit is several times as fast. `token_budget` bounds the rows of one forward and
-    `memory_limit` (bytes; by default nine tenths of what the device has) the memory of all, once
-    `calibrate` has measured what a step takes; neither changes a job's result. Thread-safe: every
+    `get_output_embeddings` does not tell. `kernels` are what `native.load` found for this machine:
+    a model they suit takes its steps on them, several times as fast. `token_budget` bounds the rows
+    of one forward and `memory_limit` (bytes; by default nine tenths of what the device has) the
+    memory of all, once `calibrate` has measured what a step takes; neither changes a job's result.
+    Thread-safe: every
     other method waits for the end of a running `step`, so what it does takes effect at the next
     step boundary.
     """
@@ -352,8 +353,9 @@ def _tally(segments: list[Segment]) -> Tally:
 
 
 def _accuracy_due(active: Active) -> bool:
-    """Whether the coming step's token accuracy is measured where it is not known anyway: at the first, the last and each tenth
-    step of a job, fewer in a long one, for it costs the half of the head once more."""
+    """Whether the coming step's token accuracy is measured where it is not known anyway: at the
+    first, the last and each tenth step of a job, fewer in a long one, for it costs the half of the
+    head once more."""
     step, total = active.step + 1, active.job.total_steps
     return step in (1, total) or step % max(10, total // 10) == 0
 

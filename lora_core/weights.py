@@ -104,9 +104,7 @@ class SlotWeights:
         low = self.master if self.low is None else self.low
         self._pairs[id(group)] = Pair(
             a=low[start:stop].view(total, width),
-            b=torch.zeros(
-                group.out_features, total, dtype=low.dtype, device=self.master.device
-            ),
+            b=torch.zeros(group.out_features, total, dtype=low.dtype, device=self.master.device),
             grad_a=self.grad[start:stop].view(total, width),
             grads_b=grads,
             places=places,

@@ -92,9 +92,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
 
-    def folder(self, name: Literal["bases", "scratch", "run"]) -> Path:
-        """One of the folders under `home` that a setting of its own may move."""
-        chosen = {"bases": self.base_cache, "scratch": self.scratch, "run": self.run_dir}[name]
+    def folder(self, name: Literal["bases", "scratch", "run", "kernels"]) -> Path:
+        """One of the folders under `home`, some of which a setting of its own may move."""
+        moved = {"bases": self.base_cache, "scratch": self.scratch, "run": self.run_dir}
+        chosen = moved.get(name)
         return chosen if chosen is not None else self.home / name
 
 

@@ -144,6 +144,7 @@ class WorkerProcess:
             note=note,
             token_budget=self.settings.token_budget,
             memory_limit=self.settings.memory_limit,
+            kernels=self.settings.folder("kernels"),
         )
         self.link.start()
         while not self.link.ready.wait(0.5):

@@ -15,7 +15,7 @@ from worker.bases.card import read
 from worker.main import pick_device
 from worker.prepare import KINDS, cut, tokenizer_of, write_examples
 from worker.trainer.child import training_job
-from worker.trainer.load import load_base
+from worker.trainer.load import kernels_in, load_base
 
 
 def train(
@@ -26,11 +26,13 @@ def train(
     validation: Path | None,
     seed: int,
     device: str,
+    kernels: Path | None = None,
     hyperparameters: dict[str, Any],
     progress: Callable[[dict[str, Any]], None],
     warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Train on one machine; returns where the adapter is and how it went.
+    """Train on one machine; returns where the adapter is and how it went. `kernels` is the folder
+    the native kernels are kept in.
 
     The bytes are those the service publishes for the same job. Raises: BadSpecError,
     DatasetError, TrainingError.
@@ -50,7 +52,10 @@ def train(
                 write_examples(tokenizer, source, target, length, totals)
                 if totals.truncated:
                     warn(cut(totals.truncated, KINDS[name], length))
-        trainer = Trainer(load_base(base_folder, pick_device(device), None), slots=1)
+        where = pick_device(device)
+        trainer = Trainer(
+            load_base(base_folder, where, None), slots=1, kernels=kernels_in(kernels, where)
+        )
         order = {
             "hyperparameters": resolved.as_json(),
             "seed": seed if seed is not None else 0,

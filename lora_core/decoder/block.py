@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lora_core.decoder import linear
@@ -56,8 +57,16 @@ def forward(
     attended = rows(count, layer.heads * layer.width)
     attended.index_fill_(0, sequences.padding, 0)
     lse = kernels.attend(
-        *(sequences.starts, sequences.lengths, layer.heads, layer.groups, q, k, v),
-        *(layer.scale, layer.window, attended),
+        sequences.starts,
+        sequences.lengths,
+        layer.heads,
+        layer.groups,
+        q,
+        k,
+        v,
+        layer.scale,
+        layer.window,
+        attended,
     )
     del turned, q, k
     projected, low_o = linear.forward(cast, layer.o, attended)
@@ -101,13 +110,24 @@ def backward(
     turned, inverse_q, inverse_k = _turned(cast, layer, kept.qkv, angles)
     q, k, v = _parts(layer, turned, kept.qkv)
     inner = rows(*kept.qkv.shape)
-    dq, dk, dv = inner.split(layer.qkv.sizes, dim=1)
+    dq, dk, dv = _cut(inner, layer.qkv.sizes)
     inner.index_fill_(0, sequences.padding, 0)
     kernels.attend_back(
-        *(sequences.starts, sequences.lengths, layer.heads, layer.groups, attended),
-        *(kept.attended, q, k, v, kept.lse, layer.scale, layer.window, (dq, dk, dv)),
+        sequences.starts,
+        sequences.lengths,
+        layer.heads,
+        layer.groups,
+        attended,
+        kept.attended,
+        q,
+        k,
+        v,
+        kept.lse,
+        layer.scale,
+        layer.window,
+        (dq, dk, dv),
     )
-    raw_q, raw_k, _ = kept.qkv.split(layer.qkv.sizes, dim=1)
+    raw_q, raw_k, _ = _cut(kept.qkv, layer.qkv.sizes)
     weight_q = layer.q_norm.weight if layer.q_norm is not None else None
     weight_k = layer.k_norm.weight if layer.k_norm is not None else None
     kernels.rotate_back(dq, raw_q, layer.heads, weight_q, inverse_q, angles, dq)
@@ -149,13 +169,11 @@ def _norm_back(cast: Cast, norm: Norm, slope: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-def _turned(
-    cast: Cast, layer: Layer, qkv: Tensor, angles: Angles
-) -> tuple[Tensor, Tensor, Tensor]:
+def _turned(cast: Cast, layer: Layer, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
     """q and k side by side, normed and rotated, and the inverses of their norms."""
-    raw_q, raw_k, _ = qkv.split(layer.qkv.sizes, dim=1)
+    raw_q, raw_k, _ = _cut(qkv, layer.qkv.sizes)
     turned = rows(len(qkv), layer.qkv.sizes[0] + layer.qkv.sizes[1])
-    q, k = turned.split(layer.qkv.sizes[:2], dim=1)
+    q, k = _cut(turned, layer.qkv.sizes[:2])
     inverses = []
     for raw, norm, heads, out in (
         (raw_q, layer.q_norm, layer.heads, q),
@@ -166,7 +184,12 @@ def _turned(
     return turned, inverses[0], inverses[1]
 
 
-def _parts(layer: Layer, turned: Tensor, qkv: Tensor) -> tuple[Tensor, ...]:
+def _parts(layer: Layer, turned: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q [N, H E], k and v [N, K E]."""
-    q, k = turned.split(layer.qkv.sizes[:2], dim=1)
-    return q, k, qkv.split(layer.qkv.sizes, dim=1)[2]
+    q, k = _cut(turned, layer.qkv.sizes[:2])
+    return q, k, _cut(qkv, layer.qkv.sizes)[2]
+
+
+def _cut(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Views of x's columns."""
+    return torch.split(x, sizes, dim=1)

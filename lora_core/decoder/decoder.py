@@ -49,6 +49,34 @@ class Decoder:
         return losses, hits
 
     @torch.no_grad()
+    def agrees(self, layout: Layout, states: list[Tensor]) -> bool:
+        """Whether each layer by itself makes of the model's own state [T, D] before it the model's
+        own state after it. Over all layers together roundings add up; here they do not, and a
+        layer that computes something else shows."""
+        layers, norm = self.plan.layers, self.plan.norm
+        if len(states) != len(layers) + 1:
+            return False
+        way, count = _Way(self, layout, {}), len(states[0])
+        way.angles = self.plan.angles(layout.positions, states[0])
+        for index, (layer, before, after) in enumerate(
+            zip(layers, states, states[1:], strict=False)
+        ):
+            x = rows(layout.rows, before.shape[1])
+            x[count:] = 0
+            x[:count] = before
+            made, _ = block.forward(way.cast, layer, x, way.angles[layer.angles], way.sequences)
+            if index + 1 == len(layers):
+                x = made
+                made = rows(*x.shape)
+                self.kernels.norm(x, norm.weight, norm.eps, made)
+                before = torch.zeros_like(after)
+            change, size = (after.float() - before.float()).norm(), after.float().norm()
+            error = (made[:count].float() - after.float()).norm()
+            if not bool(error <= 0.02 * change + size / 256):
+                return False
+        return True
+
+    @torch.no_grad()
     def hidden(self, layout: Layout, slots: dict[str, SlotWeights]) -> Tensor:
         """Last hidden states [N, D]."""
         way = _Way(self, layout, slots)
@@ -100,7 +128,11 @@ class _Way:
             layer = self.plan.layers[index]
             assert held is not None
             held = block.backward(
-                *(self.cast, layer, held, self.kept.pop(), self.angles[layer.angles]),
+                self.cast,
+                layer,
+                held,
+                self.kept.pop(),
+                self.angles[layer.angles],
                 self.sequences,
                 wanted=index > 0,
             )

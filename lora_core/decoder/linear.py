@@ -9,7 +9,7 @@ The oracle is `ops/reference.py`. N rows, D in, O out, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,7 +48,8 @@ class Cast:
 
     def pieces(self, group: LinearGroup) -> tuple[list[Piece], list[Piece]]:
         """A group's pieces in the order of the rows: those without a dropout, and those with."""
-        plain, dropping = [], []
+        plain: list[Piece] = []
+        dropping: list[Piece] = []
         for span in self.layout.spans:
             held = self.slots.get(span.slot) if span.slot is not None else None
             pair = held.pair(group) if held is not None else None
@@ -217,7 +218,7 @@ def _through_dropout(
 
 
 def _extra(
-    cast: Cast, s: Tensor, spans: list[tuple[int, int]], panels: list[Tensor], steps: list[int]
+    cast: Cast, s: Tensor, spans: list[tuple[int, int]], panels: Sequence[Tensor], steps: list[int]
 ) -> Extra | None:
     """Adapters over these rows as further steps of a product."""
     if not spans:

@@ -1,6 +1,7 @@
 """Recognise a decoder of the Llama pattern: which module is which part of a layer.
 
-    x ─ norm ─ q,k,v ─ rotary ─ attention ─ o ─ (norm) ─ + ─ norm ─ gate,up ─ act ─ down ─ (norm) ─ +
+    x ─┬─ norm ─ q,k,v ─ rotary ─ attention ─ o ─ (norm) ─ + ─┬─ norm ─ gate,up ─ down ─ (norm) ─ +
+       └───────────────────────────────────────────────────┘ └─────────────────────────────────┘
 
 Llama, Mistral, Qwen 2 and 3, Gemma 1 and 3 and all that are built like them. This file goes by
 names and shapes; whether the model computes nothing else is found out by trying (`forward.py`).
@@ -83,7 +84,8 @@ def recognise(model: nn.Module, asked: dict[int, Asked]) -> Plan | None:
     decoder: Any = getattr(model, getattr(model, "base_model_prefix", ""), None)
     if not all(hasattr(decoder, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
         return None
-    config = model.config.get_text_config() if hasattr(model, "config") else None
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(config, "layer_types", None)
     typed = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
     layers = []

@@ -80,7 +80,7 @@ class Extra:
 
     s: Tensor
     owner: Tensor
-    panels: list[Tensor]
+    panels: Sequence[Tensor]
     steps: list[int]
 
 
@@ -118,13 +118,13 @@ class Kernels:
             raise MemoryError(f"no memory for {x.shape[0]} rows of {x.shape[1]}")
         return out
 
-    def panels(self, weights: Sequence[Tensor], width: int, *, by_rows: bool) -> list[Tensor]:
+    def panels(self, weights: Sequence[Tensor], width: int, *, by_rows: bool) -> Sequence[Tensor]:
         """Adapters' B [width, R] (`by_rows`) or A [R, width] as panels for `Extra`."""
         if not weights:
             return []
         ranks = [w.shape[1] if by_rows else w.shape[0] for w in weights]
         sizes = [width * (-(-rank // 32) * 32) for rank in ranks]
-        made = list(torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes))
+        made = torch.split(torch.empty(sum(sizes), dtype=torch.bfloat16), sizes)
         self._c.panels(
             *(len(weights), width, _pointers(weights), _longs([w.stride(0) for w in weights])),
             *(_ints(ranks), by_rows, _pointers(made)),

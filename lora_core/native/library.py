@@ -80,7 +80,10 @@ def _compiled(folder: Path, compiler: str) -> Path:
     library = folder / f"kernels-{_name(compiler)}.so"
     if library.exists():
         return library
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NativeError(f"the kernels have no folder: {error}") from error
     part = library.with_suffix(f".{os.getpid()}.part")
     here = Path(__file__).parent
     sources = [str(here / name) for name in _SOURCES if name.endswith(".c")]

@@ -31,7 +31,7 @@ from lora_core import (
     TrainingJob,
     weights_digest,
 )
-from worker.trainer.load import calibrate, load_base, numerics
+from worker.trainer.load import calibrate, kernels_in, load_base, numerics
 
 log = structlog.get_logger(__name__)
 Message = dict[str, Any]
@@ -100,18 +100,21 @@ class Child:
         try:
             model = load_base(base, order["device"], order["threads"])
             self._digest = weights_digest(model)
+            kernels = kernels_in(order["kernels"], order["device"])
             self._trainer = Trainer(
                 model,
                 slots=order["slots"],
+                kernels=kernels,
                 token_budget=order["token_budget"],
                 memory_limit=order["memory_limit"],
             )
-            calibrate(self._trainer, base, numerics(order["device"]))
+            held = numerics(order["device"], kernels if self._trainer.native else None)
+            calibrate(self._trainer, base, held)
         except Exception as error:
             # Whatever it was, the supervisor is told before this process ends of it.
             self._send({"ev": "broken", "message": f"the base cannot be loaded: {error}"})
             raise
-        facts = {**numerics(order["device"]), "fused": self._trainer.fused}
+        facts = {**held, "fused": self._trainer.fused}
         self._send({"ev": "ready", "numerics": facts, "digest": self._digest})
         while not self._stopping:
             self._take_orders()

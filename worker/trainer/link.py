@@ -49,6 +49,7 @@ class TrainerLink:
         note: Path | None,
         token_budget: int = 2048,
         memory_limit: int | None = None,
+        kernels: Path | None = None,
     ) -> None:
         self._argv = [sys.executable, "-m", "worker.trainer.child"]
         self._order = {
@@ -58,6 +59,7 @@ class TrainerLink:
             "threads": threads,
             "token_budget": token_budget,
             "memory_limit": memory_limit,
+            "kernels": str(kernels) if kernels is not None else None,
             "parent": os.getpid(),
         }
         self._note = note

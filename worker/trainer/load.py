@@ -16,6 +16,7 @@ import transformers
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from lora_core import Costs, Trainer, attention
+from lora_core.native import Kernels, NativeError, load
 from worker.bases.card import read
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,18 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
     return model.to(device)
 
 
+def kernels_in(folder: Path | str | None, device: str) -> Kernels | None:
+    """The native kernels, compiled into `folder` if they are not there yet; None without a folder,
+    and where this machine has none: then the log says why."""
+    if device != "cpu" or folder is None:
+        return None
+    try:
+        return load(folder)
+    except NativeError as error:
+        log.warning("trainer.no_kernels", why=str(error))
+        return None
+
+
 def calibrate(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
     """Have the trainer know what its steps take: measured once for a base on a machine, then read
     from beside the base. Either way its kernels have run once before the first job comes."""
@@ -67,8 +80,9 @@ def calibrate(trainer: Trainer, folder: Path, facts: dict[str, Any]) -> None:
         os.replace(part, note)
 
 
-def numerics(device: str) -> dict[str, Any]:
-    """All that sets the bits of a result besides the job itself."""
+def numerics(device: str, kernels: Kernels | None) -> dict[str, Any]:
+    """All that sets the bits of a result besides the job itself; `kernels` if the trainer runs on
+    them."""
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -76,4 +90,5 @@ def numerics(device: str) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "kernels": kernels.name if kernels is not None else None,
     }

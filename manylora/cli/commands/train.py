@@ -62,6 +62,7 @@ def train(
         validation=val,
         seed=seed,
         device=device,
+        kernels=context.settings().folder("kernels"),
         progress=progress,
         warn=lambda text: output.talk(text, "note"),
     )

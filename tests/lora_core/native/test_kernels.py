@@ -56,9 +56,7 @@ def test_adapters_are_further_steps(kernels, by_rows):
     owner = torch.tensor([0, 1, 1, 1, 1, -1], dtype=torch.int32)
     held = b if by_rows else [each.t().contiguous() for each in b]
     panels = kernels.panels(held, o, by_rows=by_rows)
-    made = kernels.product(
-        x, w, rows(n, o), by_rows=True, extra=Extra(s, owner, panels, [1, 2])
-    )
+    made = kernels.product(x, w, rows(n, o), by_rows=True, extra=Extra(s, owner, panels, [1, 2]))
     wanted = x.float() @ w.float().t()
     for (start, stop), r, each in zip(spans, ranks, b, strict=True):
         wanted[start:stop] += s[start:stop, :r].float() @ each.float().t()
@@ -186,9 +184,7 @@ def test_head(kernels, vocabulary, softcap):
     m, width, scale = 96, 64, 0.7
     h, w = matrix(m, width, 1, scale=2.0), drawn(vocabulary, width, seed=2, scale=0.3)
     labels = torch.arange(m) * 31 % vocabulary
-    loss, hits, slope = kernels.head(
-        h, w, labels, scale=scale, softcap=softcap, wanted=True
-    )
+    loss, hits, slope = kernels.head(h, w, labels, scale=scale, softcap=softcap, wanted=True)
     x = h.float().requires_grad_()
     z = x @ w.float().t() * scale
     z = z if softcap is None else softcap * torch.tanh(z / softcap)

@@ -48,5 +48,5 @@ def test_another_processor(tmp_path, monkeypatch):
         load(tmp_path)
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(library, "_NEEDED", {"amx_tile", "tmul_of_the_future"})
-    with pytest.raises(NativeError, match="lacks .*tmul_of_the_future"):
+    with pytest.raises(NativeError, match=r"lacks .*tmul_of_the_future"):
         load(tmp_path)
