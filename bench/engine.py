@@ -19,7 +19,7 @@ from bench.workload import BATCH, JOBS, LENGTH, RANK
 MANY = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 32, 64, 128, 256, 512)
 RANKS = (4, 8, 16, 32, 64)
-PARTS = ("jobs", "length", "rank", "llama")
+PARTS = ("jobs", "cold", "length", "rank", "llama")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def plan(rounds: int) -> list[Variant]:
     alone = Variant("trainer_peft", "bench.alone", _order(jobs=1, part="jobs"), rounds)
     variants = [alone, *(_swapped(rounds, adapter_dtype=d) for d in ("float32", "bfloat16"))]
     variants += [_ours(rounds, jobs=jobs) for jobs in MANY]
-    variants += [_ours(rounds, exact=False), _floor(rounds, MANY)]
+    variants += [_ours(rounds, native=False), _ours(rounds, native=False, exact=False)]
+    variants += [_floor(rounds, MANY), _ours(rounds, "cold", compile=True, steps=1)]
     for length in LENGTHS:
         steps = max(3, min(16, 10240 // (JOBS * BATCH * length)))
         peer = max(4, min(16, 2560 // (BATCH * length)))
@@ -87,7 +88,8 @@ def smoke() -> list[Variant]:
         Variant("trainer_peft", "bench.alone", _order(jobs=1, part="jobs", steps=2), 1),
         _swapped(1, steps=3, trained=1, adapter_dtype="float32"),
         _ours(1, jobs=2, steps=3, calibrate=False),
-        _ours(1, jobs=2, steps=3, calibrate=False, exact=False),
+        _ours(1, jobs=2, steps=3, calibrate=False, native=False, exact=False),
+        _ours(1, "cold", jobs=2, steps=1, compile=True),
         _floor(1, (2,), times=1),
     ]
 
@@ -120,7 +122,7 @@ def measured(variants: list[Variant], folder: Path, file: Path, command: str) ->
 def _line(variant: Variant, number: int, row: Row) -> str:
     told = ", ".join(
         f"{key} {row[key]}"
-        for key in ("base", "jobs", "length", "rank", "exact", "adapter_dtype")
+        for key in ("base", "jobs", "length", "rank", "native", "exact", "adapter_dtype")
         if key in row
     )
     rate = row.get("steady_tokens_per_second") or row.get("tokens_per_second")

@@ -1,12 +1,14 @@
 """This engine: all jobs in one forward and backward of the base.
 
-Run by engine.py in a fresh process. `exact: false` takes every base product over all rows at once
-instead of in tiles of a fixed height, by putting another function in the place of
+Run by engine.py in a fresh process. `native: false` does without the native kernels, `compile`
+with kernels that are not there yet. `exact: false` (without them, too) takes every base product over
+all rows at once instead of in tiles of a fixed height, by putting another function in the place of
 `lora_core.ops.linear.product`: here and nowhere else, to see what exactness costs.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,10 @@ import lora_core.ops.linear
 from bench import measure, models, workload
 from lora_core import AdapterSpec, Examples, Trainer, TrainingJob, memory
 from lora_core.segments import TILE, Layout
+from worker.trainer.load import kernels_in
+
+#: rows the native head takes at once
+_BLOCK = 32
 
 
 class _Whole:
@@ -37,7 +43,8 @@ class _Whole:
 class _Counter:
     """Stands where the engine makes its layouts, and counts their rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, tile: int) -> None:
+        self.tile = tile
         self.rows = self.tokens = self.labels = self.label_rows = 0
 
     def __call__(self, *args: Any, **named: Any) -> Layout:
@@ -46,7 +53,7 @@ class _Counter:
         self.rows += made.rows
         self.tokens += made.tokens
         self.labels += labels
-        self.label_rows += -(-labels // TILE) * TILE
+        self.label_rows += -(-labels // self.tile) * self.tile
         return made
 
     def shares(self) -> measure.Row:
@@ -88,17 +95,23 @@ def started(order: measure.Row) -> tuple[Trainer, measure.Row]:
     began = time.perf_counter()
     model = models.packed(order["base"], Path(order["folder"]), device)
     loaded = time.perf_counter()
-    trainer = Trainer(model, slots=order["jobs"])
+    with tempfile.TemporaryDirectory() as empty:
+        kept = Path(empty) if order.get("compile") else measure.OUT / "kernels"
+        kernels = kernels_in(kept, device) if order.get("native", True) else None
+    found = time.perf_counter()
+    trainer = Trainer(model, slots=order["jobs"], kernels=kernels)
     built = time.perf_counter()
     if order.get("calibrate", True):
         trainer.calibrate()
     ready = time.perf_counter()
     return trainer, {
         "load_seconds": loaded - began,
-        "construct_seconds": built - loaded,
+        "kernels_seconds": found - loaded,
+        "construct_seconds": built - found,
         "calibrate_seconds": ready - built,
         "cold_seconds": ready - loaded,
         "fused": trainer.fused,
+        "ran_native": trainer.native,
     }
 
 
@@ -113,7 +126,7 @@ def train(order: measure.Row) -> measure.Row:
         mock.patch.object(lora_core.ops.linear, "product", whole).start()
     for job in jobs(order):
         trainer.join(job)
-    counter = _Counter()
+    counter = _Counter(_BLOCK if trainer.native else TILE)
     mock.patch.object(lora_core.forward, "Layout", counter).start()
     before = trainer.passes
     points: list[tuple[int, float]] = []

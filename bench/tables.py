@@ -89,11 +89,12 @@ def workload(rows: Rows) -> str:
         found = pick(rows, "ours", jobs=jobs)
         share = over(by_round(found, STEADY), floors(rows, jobs))
         lines.append([_jobs(jobs), *_rate(found), *_ours(found), shown(share, 0, 100, " %")])
-    for jobs in _values(pick(rows, "ours", exact=False), "jobs"):
-        found = pick(rows, "ours", exact=False, jobs=jobs)
-        share = over(by_round(found, STEADY), floors(rows, jobs))
-        name = f"{_jobs(jobs)}, not exact"
-        lines.append([name, *_rate(found), *_ours(found), shown(share, 0, 100, " %")])
+    for exact, name in ((True, "no native kernels"), (False, "no native kernels, not exact")):
+        for jobs in _values(pick(rows, "ours", native=False, exact=exact), "jobs"):
+            found = pick(rows, "ours", native=False, exact=exact, jobs=jobs)
+            share = over(by_round(found, STEADY), floors(rows, jobs))
+            told = f"{_jobs(jobs)}, {name}"
+            lines.append([told, *_rate(found), *_ours(found), shown(share, 0, 100, " %")])
     for jobs in sorted({int(each) for row in pick(rows, "floor") for each in row["floors"]}):
         rate = shown(Spread.of(floors(rows, jobs).values()), 0)
         lines.append([f"the floor for {_jobs(jobs)}", rate, rate, "", "", "", "100 %"])
@@ -118,6 +119,7 @@ def engine(rows: Rows) -> str:
             [
                 _jobs(jobs),
                 _cell(found, "load_seconds", 1),
+                _cell(found, "kernels_seconds", 1),
                 _cell(found, "construct_seconds", 1),
                 _cell(found, "calibrate_seconds", 1),
                 _gib(found, "steps_peak_bytes"),
@@ -128,6 +130,7 @@ def engine(rows: Rows) -> str:
     headers = (
         "jobs",
         "load, s",
+        "kernels, s",
         "build, s",
         "calibrate, s",
         "peak GiB in the steps",
