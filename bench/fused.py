@@ -1,8 +1,8 @@
 """This engine: all jobs in one forward and backward of the base.
 
-Run by engine.py in a fresh process. `native: false` does without the native kernels, `compile`
-with kernels that are not there yet. `exact: false` (without them, too) takes every base product over
-all rows at once instead of in tiles of a fixed height, by putting another function in the place of
+Run by engine.py in a fresh process. `native: false` does without the native kernels, `compile` with
+kernels that are not there yet. `exact: false` (without them, too) takes every base product over all
+rows at once instead of in tiles of a fixed height, by putting another function in the place of
 `lora_core.ops.linear.product`: here and nowhere else, to see what exactness costs.
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_core import rng
 from lora_core.errors import DivergedError, MemoryLimitError, SpecError
-from lora_core.examples import Examples, batch
+from lora_core.examples import batch
 from lora_core.job import StepReport, TrainingJob
 from lora_core.native import Kernels
 from lora_core.optim import AdamW
@@ -133,11 +133,6 @@ def judge(active: Active, report: StepReport) -> StepReport:
         best_step=active.best.step if active.best else None,
         stopped_early=active.stopped and not report.finished,
     )
-
-
-def evaluation(slot: str | None, examples: Examples) -> list[Segment]:
-    """All examples, in order, without dropout keys."""
-    return cut(slot, [Sequence(*examples[index]) for index in range(len(examples))])
 
 
 def snapshot(active: Active) -> State:

@@ -20,7 +20,6 @@ from lora_core import memory
 from lora_core.active import (
     Active,
     Tally,
-    evaluation,
     judge,
     refuse,
     restore,
@@ -29,6 +28,7 @@ from lora_core.active import (
 )
 from lora_core.budget import Budget
 from lora_core.errors import DivergedError, LoraError, MemoryLimitError, SpecError
+from lora_core.evaluation import Evaluation
 from lora_core.examples import Examples
 from lora_core.forward import Forward
 from lora_core.inject import eject, focus_of, inject, layers
@@ -68,6 +68,8 @@ class Trainer:
         self.model = model
         self.slots = slots
         self._active: dict[str, Active] = {}
+        self._evaluations: dict[str, Evaluation] = {}
+        self._settled: dict[str, StepReport] = {}
         self._lock = RLock()
         model.requires_grad_(False)
         model.eval()
@@ -124,17 +126,25 @@ class Trainer:
         with self._lock:
             active = self._get(job_id)
             del self._active[job_id]
+            self._evaluations.pop(job_id, None)
+            self._settled.pop(job_id, None)
             eject(self.model, active.slot)
             self.budget.restore()  # it may have been this job that memory was too little for
 
     def step(self) -> list[StepReport]:
-        """One optimizer step of every job that has steps left, in the order of joining.
+        """One optimizer step of every job that has steps left, in the order of joining; or, while
+        a job's evaluation is under way, a part of that, as many rows as a step may have. Its
+        report follows when it is done.
 
         A job whose loss or gradient is no finite number says so in the `error` of its report,
         changes nobody else and is not stepped again. No reports: nothing is left to do.
         """
         with self._lock:
-            going = [active for active in self._active.values() if active.going]
+            going = [
+                active
+                for job_id, active in self._active.items()
+                if active.going or job_id in self._evaluations or job_id in self._settled
+            ]
             if not going:
                 return []
             focus = focus_of(self.model)
@@ -142,22 +152,44 @@ class Trainer:
                 raise LoraError(
                     f"slot {focus.merged!r} is merged into the weights; unmerge it first"
                 )
-            began = time.perf_counter()
-            tallies, refused = self._gradients_in_memory(going)
-            reports = [update(a, tallies[a.slot]) for a in going if a not in refused]
-            shared = time.perf_counter() - began
-            tokens = sum(report.input_tokens for report in reports)
-            made = {
-                report.job_id: self._validated(report, shared * report.input_tokens / tokens)
-                for report in reports
-            }
-            made |= {report.job_id: report for report in refused.values()}
-            return [made[active.job.job_id] for active in going]
+            waiting = self._evaluations.keys() | self._settled.keys()
+            training = [active for active in going if active.job.job_id not in waiting]
+            made = self._trained(training) if training else {}
+            while True:
+                for job_id in list(self._evaluations):
+                    self._evaluate_on(self._active[job_id])
+                made |= self._settled
+                self._settled.clear()
+                if made:
+                    return [made[a.job.job_id] for a in going if a.job.job_id in made]
+
+    def _trained(self, training: list[Active]) -> dict[str, StepReport]:
+        """A step of these jobs; the reports of those whose evaluation is due wait for it."""
+        began = time.perf_counter()
+        tallies, refused = self._gradients_in_memory(training)
+        reports = [update(a, tallies[a.slot]) for a in training if a not in refused]
+        shared = time.perf_counter() - began
+        tokens = sum(report.input_tokens for report in reports)
+        made = {report.job_id: report for report in refused.values()}
+        for report in reports:
+            active = self._active[report.job_id]
+            report = replace(report, seconds=shared * report.input_tokens / tokens)
+            if report.error is None and _evaluation_due(active, report):
+                examples = active.job.validation
+                assert examples is not None
+                self._evaluations[report.job_id] = Evaluation.of(active.slot, examples, report)
+            else:
+                made[report.job_id] = report if report.error else judge(active, report)
+        return made
 
     def state(self, job_id: str) -> State:
         """A copy of a job's resumable state. Raises: SpecError for an unknown job."""
         with self._lock:
-            return snapshot(self._get(job_id))
+            active = self._get(job_id)
+            # What an evaluation finds is part of the state.
+            while job_id in self._evaluations:
+                self._evaluate_on(active)
+            return snapshot(active)
 
     def export(
         self, job_id: str, folder: Path | str, *, base_model_name: str | None = None
@@ -186,32 +218,26 @@ class Trainer:
 
         Raises: SpecError when no layer has the slot.
         """
-        with self._lock, torch.no_grad():
+        with self._lock:
             held = self._slots([slot] if slot is not None else [])
-            while True:
-                try:
-                    return self._evaluated(evaluation(slot, examples), held)
-                except (MemoryError, RuntimeError) as error:
-                    if not self.budget.relieved(error):
-                        raise MemoryLimitError(
-                            f"memory ran out evaluating {self.budget.part[0].rows} rows alone"
-                        ) from error
+            evaluation = Evaluation.of(slot, examples)
+            while evaluation.left:
+                self._advance(evaluation, held)
+            return evaluation.loss, evaluation.accuracy
 
-    def _evaluated(
-        self, segments: list[Segment], held: dict[str, SlotWeights]
-    ) -> tuple[float, float]:
-        tally, hits = Tally(), 0
-        for part in self._parts(segments):
-            self.budget.part = part
-            found = self._forward(part, held, training=False)
-            labels = len(found.losses)
-            hits += int(found.hits(slice(0, labels)).sum())
-            for span in found.layout.spans:
-                tally.loss += float(found.losses[span.label_start : span.label_stop].sum())
-            tally.labels += labels
-        if not tally.labels:
-            return math.nan, math.nan
-        return tally.loss / tally.labels, hits / tally.labels
+    @torch.no_grad()
+    def _advance(self, evaluation: Evaluation, held: dict[str, SlotWeights]) -> None:
+        """Take the next part of an evaluation. Raises: MemoryLimitError."""
+        while True:
+            part = self.budget.part = self._parts(evaluation.left)[0]
+            try:
+                evaluation.add(part, self._forward(part, held, training=False))
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not self.budget.relieved(error):
+                    raise MemoryLimitError(
+                        f"memory ran out evaluating {part[0].rows} rows alone"
+                    ) from error
 
     def calibrate(self) -> memory.Costs | None:
         """Measure what steps take in memory, and have every kernel ready before the first job."""
@@ -298,34 +324,38 @@ class Trainer:
                 mine = slice(span.label_start, span.label_stop)
                 tally.correct = (tally.correct or 0) + int(found.hits(mine).sum())
 
-    def _validated(self, report: StepReport, seconds: float) -> StepReport:
-        """The report with its evaluation, if one is due, and the device time both took."""
+    def _evaluate_on(self, active: Active) -> None:
+        """The next part of a job's evaluation; once that was the last, its report is settled: with
+        the result, or with what went wrong, or with nothing where nothing is to be learnt."""
         began = time.perf_counter()
-        active = self._active[report.job_id]
-        every = active.job.eval_every
-        due = report.finished or (every is not None and report.step % every == 0)
-        if report.error is not None:
-            return replace(report, seconds=seconds)
-        if active.job.validation is not None and due:
-            report = self._evaluate(active, active.job.validation, report)
-            if report.error is not None:
-                active.failed = True
-                return replace(report, seconds=seconds + time.perf_counter() - began)
-        return replace(judge(active, report), seconds=seconds + time.perf_counter() - began)
-
-    def _evaluate(self, active: Active, examples: Examples, report: StepReport) -> StepReport:
-        """The report with its evaluation, or with what went wrong with it; where nothing is to be
-        learnt, without."""
+        job_id = active.job.job_id
+        evaluation = self._evaluations[job_id]
+        report = evaluation.report
+        assert report is not None
+        error: LoraError | None = None
         try:
-            loss, accuracy = self.evaluate_slot(active.slot, examples)
-        except MemoryLimitError as error:
-            return replace(report, error=error, finished=False)
-        if math.isfinite(loss):
-            return replace(report, validation_loss=loss, validation_accuracy=accuracy)
-        if any(bool(examples[index][1][1:].any()) for index in range(len(examples))):
-            diverged = DivergedError(report.step, "validation loss")
-            return replace(report, error=diverged, finished=False)
-        return report
+            if evaluation.left:
+                self._advance(evaluation, {active.slot: active.weights})
+        except MemoryLimitError as found:
+            error = found
+        spent = report.seconds + time.perf_counter() - began
+        report = evaluation.report = replace(report, seconds=spent)
+        if evaluation.left and error is None:
+            return
+        del self._evaluations[job_id]
+        if error is None and evaluation.tally.labels and not math.isfinite(evaluation.loss):
+            error = DivergedError(report.step, "validation loss")
+        if error is not None:
+            active.failed = True
+            self._settled[job_id] = replace(report, error=error, finished=False)
+            return
+        if evaluation.tally.labels:
+            report = replace(
+                report,
+                validation_loss=evaluation.loss,
+                validation_accuracy=evaluation.accuracy,
+            )
+        self._settled[job_id] = judge(active, report)
 
     def _slots(self, names: list[str]) -> dict[str, SlotWeights]:
         """The weights of slots, whether a job holds them or `load_adapter` filled them."""
@@ -350,6 +380,12 @@ def _tally(segments: list[Segment]) -> Tally:
         labels=sum(sequence.labels for sequence in sequences),
         tokens=sum(len(sequence.ids) for sequence in sequences),
     )
+
+
+def _evaluation_due(active: Active, report: StepReport) -> bool:
+    every = active.job.eval_every
+    due = report.finished or (every is not None and report.step % every == 0)
+    return due and active.job.validation is not None
 
 
 def _accuracy_due(active: Active) -> bool:

@@ -351,3 +351,26 @@ def test_patience_ends_a_job_with_its_best_adapter_resumed_or_not(tmp_path, one_
     rest, same = end(third)
     assert same == data
     assert [r.loss for r in rest] == [r.loss for r in reports[last.best_step + 3 :]]
+
+
+def test_a_long_evaluation_keeps_nobody_waiting(one_thread):
+    held = examples(9, count=40)
+    mine = {"validation": held, "eval_every": 2, "epochs": 3}
+    alone = Trainer(tiny("llama"), slots=1)
+    alone.join(job("a", 1, **mine))
+    wanted = [alone.step()[0] for _ in range(9)]
+    assert wanted[-1].finished
+    trainer = Trainer(tiny("llama"), slots=2, token_budget=64)
+    trainer.join(job("a", 1, **mine))
+    trainer.join(job("b", 2, epochs=12))
+    found, between = [], 0
+    while len(found) < len(wanted):
+        reports = {report.job_id: report for report in trainer.step()}
+        assert "b" in reports or trainer._active["b"].step == 36
+        found += [reports["a"]] if "a" in reports else []
+        between += "a" not in reports
+        if between == 1:
+            trainer.state("a")  # settles what is under way; nothing is lost or told twice
+    assert between > 3
+    told = [(r.step, r.loss, r.validation_loss, r.best_step, r.finished) for r in found]
+    assert told == [(r.step, r.loss, r.validation_loss, r.best_step, r.finished) for r in wanted]
