@@ -7,6 +7,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import update
 
+from manylora import crash
 from manylora.celery_app import send_wakeup
 from manylora.errors import LostError
 from manylora.ledger import leases, workers
@@ -42,6 +43,8 @@ def carry_out(database: Database, app: Celery, plan: Plan, *, deadline_seconds: 
                 log.info("dispatch.lost", job_id=job_id)  # cancelled since the snapshot
                 continue
             sent.append((queue, job_id, attempt))
+    if sent:
+        crash.point("dispatch_after_commit_before_publish")
     for queue, job_id, attempt in sent:
         try:
             send_wakeup(app, queue, job_id, attempt, deadline_seconds)

@@ -10,6 +10,7 @@ from threading import Event, Thread
 
 import structlog
 
+from manylora import crash
 from manylora.celery_app import make_app
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
@@ -23,6 +24,7 @@ from scheduler import snapshot
 from scheduler.dispatch import carry_out
 from scheduler.intake import intake_one
 from scheduler.planner import plan
+from scheduler.prune import prune
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +61,16 @@ class Scheduler:
         """Validate one new job; False when there was none."""
         return intake_one(self.database, self.store, Limits.from_settings(self.settings))
 
+    def sweep(self) -> bool:
+        """Clear the bucket of what ended jobs left; True when there may be more."""
+        return prune(self.database, self.store, self.settings.sweep_grace_seconds)
+
     def run(self) -> None:
         """Rounds until `stop`."""
         thread = Thread(target=self._loop, args=("intake", self.take_in), daemon=True)
         thread.start()
+        sweeps = "sweep", self.sweep, self.settings.sweep_seconds
+        Thread(target=self._loop, args=sweeps, daemon=True).start()
         self._loop("tick", lambda: self.tick() < 0)
         thread.join(timeout=10)
         self.app.close()
@@ -72,8 +80,8 @@ class Scheduler:
         """Finish the round and leave."""
         self.stopping.set()
 
-    def _loop(self, what: str, once: Callable[[], bool]) -> None:
-        """Call `once` again at once while it says True, else after a tick."""
+    def _loop(self, what: str, once: Callable[[], bool], every: float | None = None) -> None:
+        """Call `once` again at once while it says True, else after `every` seconds or a tick."""
         while not self.stopping.is_set():
             try:
                 more = once()
@@ -84,12 +92,13 @@ class Scheduler:
                 log.error(f"{what}.failed", error=error.message, code=error.error_code)
                 more = False
             if not more:
-                self.clock.wait(self.stopping, self.settings.tick_seconds)
+                self.clock.wait(self.stopping, every or self.settings.tick_seconds)
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     configure(settings.log_level, settings.log_format)
+    crash.arm(settings.crash_at)
     scheduler = Scheduler(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop())

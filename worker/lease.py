@@ -52,6 +52,11 @@ class Lease:
             if note is not None:
                 self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
+    def at(self, step: int, total: int | None) -> None:
+        """Where the job stands before this attempt's first step."""
+        with self._lock:
+            self._step, self._total = step, total
+
     def flush(self) -> None:
         """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
         with self._lock:

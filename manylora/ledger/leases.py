@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from manylora import keys
+from manylora import crash
 from manylora.errors import LostError
 from manylora.ledger import events, jobs
 from manylora.ledger.states import JobState
-from manylora.ledger.tables import Adapter, Attempt, Checkpoint, Job
+from manylora.ledger.tables import Adapter, Attempt, Job
 
 _NOW = func.clock_timestamp()
 
@@ -228,6 +227,7 @@ def rescue(tx: Session, *, limit: int = 100) -> list[str]:
         )
         if queued:
             back.append(job_id)
+        crash.point("reaper_mid_batch")
     unclaimed = tx.execute(
         select(Job.id, Job.attempt)
         .where(Job.state == JobState.DISPATCHED.value, Job.dispatch_deadline < _NOW)
@@ -259,53 +259,3 @@ def rescue(tx: Session, *, limit: int = 100) -> list[str]:
     for job_id, attempt in tx.execute(stale).all():
         close(tx, job_id, attempt, "left")
     return back
-
-
-def add_checkpoint(
-    tx: Session,
-    job: Job,
-    *,
-    step: int,
-    prefix: str,
-    manifest_sha256: str,
-    metrics: dict[str, Any],
-) -> None:
-    """Record a checkpoint whose manifest is in the store, guarded by the token. One of the same
-    step of the same attempt is replaced, as its objects are.
-
-    Raises: LostError.
-    """
-    held = tx.scalar(
-        select(Job.id)
-        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state == JobState.RUNNING.value)
-        .with_for_update()
-    )
-    if held is None:
-        raise LostError(f"{job.id}: attempt {job.attempt} lost it")
-    statement = insert(Checkpoint).values(
-        id=keys.checkpoint_id(),
-        tenant_id=job.tenant_id,
-        job_id=job.id,
-        attempt=job.attempt,
-        step=step,
-        prefix=prefix,
-        manifest_sha256=manifest_sha256,
-        metrics=metrics,
-    )
-    tx.execute(
-        statement.on_conflict_do_update(
-            constraint="checkpoints_once",
-            set_={"manifest_sha256": manifest_sha256, "metrics": metrics},
-        )
-    )
-
-
-def checkpoints(tx: Session, job_id: str) -> list[Checkpoint]:
-    """A job's checkpoints, newest step first."""
-    return list(
-        tx.scalars(
-            select(Checkpoint)
-            .where(Checkpoint.job_id == job_id)
-            .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
-        )
-    )

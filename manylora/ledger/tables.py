@@ -134,6 +134,11 @@ class Job(Table):
             "state",
             postgresql_where=text("state IN ('validating_files', 'dispatched', 'running')"),
         ),
+        Index(
+            "jobs_to_sweep",
+            "finished_at",
+            postgresql_where=text("sweeps < 2 AND finished_at IS NOT NULL"),
+        ),
     )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
@@ -170,6 +175,8 @@ class Job(Table):
     queued_at: Mapped[dt.datetime | None]
     started_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
+    #: how often the bucket was swept of what it left there, once it had ended
+    sweeps: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class Attempt(Table):
@@ -194,14 +201,21 @@ class Attempt(Table):
 
 
 class Checkpoint(Table):
-    """A resumable state of a job at a step; the row is written after its manifest."""
+    """What a job was at a step; the row is written after its manifest."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step", "attempt", name="checkpoints_once"),)
+    __table_args__ = (
+        CheckConstraint("kind IN ('state', 'epoch')", name="checkpoints_kind"),
+        UniqueConstraint("job_id", "kind", "step", "attempt", name="checkpoints_once"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     attempt: Mapped[int]
+    #: "state" to resume from, "epoch" the adapter after an epoch
+    kind: Mapped[str] = mapped_column(String(8), server_default=text("'state'"))
+    #: an epoch's public name
+    name: Mapped[str | None]
     step: Mapped[int]
     prefix: Mapped[str]
     manifest_sha256: Mapped[str] = mapped_column(String(64))
@@ -217,7 +231,10 @@ class Adapter(Table):
     name: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    #: the attempt that published it
     attempt: Mapped[int]
+    #: the attempt that made it: an earlier one, where its whole upload was found and adopted
+    source_attempt: Mapped[int]
     base: Mapped[str] = mapped_column(ForeignKey("bases.name"))
     base_fingerprint: Mapped[str] = mapped_column(String(64))
     prefix: Mapped[str]

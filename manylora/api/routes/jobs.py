@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
-from manylora import hyperparameters
+from manylora import crash, hyperparameters
 from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
 from manylora.errors import BadSpecError, UsageError
@@ -122,7 +122,10 @@ def create(
             priority=body.priority,
             idempotency_key=_hashed(idempotency_key),
         )
-        return _show(tx, row, caller.tenant, parts)
+        shown = _show(tx, row, caller.tenant, parts)
+        crash.point("submit_before_commit")
+    crash.point("submit_after_commit")
+    return shown
 
 
 def _hashed(key: str | None) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from manylora import ledger as package
 from manylora.errors import NotFoundError
-from manylora.ledger import adapters, bases, events, files, jobs
+from manylora.ledger import adapters, bases, checkpoints, events, files, jobs
 
 #: how a stranger might ask each of them for a thing of this tenant
 ASK = {
@@ -19,6 +19,9 @@ ASK = {
     "files.delete": lambda tx, who, job, file: files.delete(tx, who, file),
     "files.page": lambda tx, who, job, file: files.page(tx, who, after=file, limit=9),
     "adapters.find": lambda tx, who, job, file: adapters.find(tx, who, job),
+    "checkpoints.page": lambda tx, who, job, file: checkpoints.page(
+        tx, who, job, after=None, limit=9
+    ),
     "events.page": lambda tx, who, job, file: events.page(tx, who, job, after=None, limit=9),
 }
 #: what takes a tenant and looks nothing up: it makes a thing, or lists one's own
