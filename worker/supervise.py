@@ -183,7 +183,8 @@ class Supervisor:
             while True:
                 if lease.lost.is_set():
                     raise LostError(f"{job.id}: the lease is gone")
-                if self.draining.is_set() and not joined:
+                leaving = self.draining.is_set() or lease.wish is not None
+                if leaving and not joined:
                     self._hand_back(job, lease)
                     return None
                 if not joined and self.link.ready.is_set():
@@ -202,7 +203,7 @@ class Supervisor:
                 event = message["ev"]
                 if event == "step":
                     _note_step(lease, message)
-                    if self.draining.is_set():
+                    if leaving:
                         self._told({"op": "leave", "key": key, "checkpoint": True})
                     elif not saving and now - saved_at > self.settings.checkpoint_seconds:
                         saving = self._told({"op": "checkpoint", "key": key})
