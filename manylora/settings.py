@@ -64,10 +64,25 @@ class Settings(BaseSettings):
 
     tick_seconds: float = Field(1.0, gt=0, description="seconds between two scheduling rounds")
     dispatch_deadline_seconds: float = Field(
-        45.0, gt=0, description="a wake-up not claimed by then is sent again"
+        45.0, gt=0, description="a job no worker took by then is queued again"
+    )
+    resend_seconds: float = Field(
+        15.0, gt=0, description="a wake-up no worker took by then is sent again"
     )
     heartbeat_seconds: float = Field(10.0, gt=0, description="seconds between two lease renewals")
     lease_seconds: float = Field(60.0, gt=0, description="a lease not renewed for so long is lost")
+    most_failures_lost: int = Field(
+        3, ge=1, description="a job whose workers died so often is failed"
+    )
+    most_failures_oom: int = Field(
+        2, ge=1, description="a job that ran out of memory so often is failed"
+    )
+    most_failures_infra: int = Field(
+        5, ge=1, description="a job that store, disk or the like let down so often is failed"
+    )
+    most_preemptions: int = Field(
+        50, ge=0, description="how often a job makes room for one of higher priority; 0: never"
+    )
     checkpoint_seconds: float = Field(
         300.0, gt=0, description="most seconds between two checkpoints of a job"
     )

@@ -83,7 +83,7 @@ def leave_nothing_open(database):
     with database.transaction() as tx:
         for statement in (
             "UPDATE attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL",
-            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
+            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL, wish = NULL"
             " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
             "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
             "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",

@@ -83,7 +83,7 @@ class Follow:
             while True:
                 if self._lease.lost.is_set():
                     raise LostError(f"{self._job.id}: the lease is gone")
-                if self._draining.is_set():
+                if self._draining.is_set() or self._lease.wish is not None:
                     now = self._clock.monotonic()
                     if not self._joined:
                         return None

@@ -23,7 +23,7 @@ from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.tokenize import Tokenizer, Totals
 from manylora.errors import LostError, ManyloraError, UnavailableError
-from manylora.ledger import checkpoints, events, leases, workers
+from manylora.ledger import checkpoints, events, jobs, leases, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, File, Job, Tenant
 from manylora.settings import Settings
@@ -38,12 +38,22 @@ from worker.trainer.link import TrainerLink
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+#: seconds that a worker of other numerics leaves a job to those it began on
+_ELSEWHERE = 30.0
 #: what a job in work needs on disk: this many times its datasets, and room for its checkpoints
 _COPIES, _ROOM = 4, 256 << 20
 
 
+#: errors of a job that are not its tenant's doing, and what they count as
+_KINDS = {"poison": "lost", "out_of_memory": "oom"}
+
+
 class _HandedBack(Exception):  # noqa: N818  (no error: a way out)
-    """The job goes back to the queue at no cost to it; says why."""
+    """The job goes back to the queue at no cost to it, for `wait` seconds at least; says why."""
+
+    def __init__(self, why: str, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait = wait
 
 
 class Supervisor:
@@ -91,7 +101,7 @@ class Supervisor:
             try:
                 return self._work(job, lease, folder)
             except _HandedBack as why:
-                return self._hand_back(job, lease, str(why))
+                return self._hand_back(job, lease, str(why), why.wait)
             except OSError as error:
                 return self._give_up(job, lease, _of_the_disk(error, folder))
             except LostError:
@@ -122,6 +132,8 @@ class Supervisor:
                     actor=self.worker_id,
                     reason=error.message,
                     counts=True,
+                    kind="infra",
+                    most_failures=self.settings.most_failures_infra,
                 )
                 return "released" if queued else "failed"
             leases.fail(
@@ -131,13 +143,15 @@ class Supervisor:
                 worker_id=self.worker_id,
                 code=error.error_code,
                 message=error.message,
+                kind=_KINDS.get(error.error_code, "user"),
             )
             return "failed"
 
-    def _hand_back(self, job: Job, lease: Lease, why: str) -> str:
+    def _hand_back(self, job: Job, lease: Lease, why: str, wait: float) -> str:
         _end(lease)
         with self.database.transaction() as tx:
             leases.release(tx, job.id, job.attempt, actor=self.worker_id, reason=why, counts=False)
+            jobs.postpone(tx, job.id, job.attempt, wait)
         return "released"
 
     def _work(self, job: Job, lease: Lease, folder: Path) -> str:
@@ -271,7 +285,7 @@ class Supervisor:
             if workers.served_lately(
                 tx, job.base_fingerprint, resumed.numerics, self.settings.exact_wait_seconds
             ):
-                raise _HandedBack("it waits for a worker like the one it began on")
+                raise _HandedBack("it waits for a worker like the one it began on", _ELSEWHERE)
             differs = sorted(k for k, v in resumed.numerics.items() if ours.get(k) != v)
             told = (
                 f"No worker like the one it began on ({', '.join(differs)} differ): it is resumed "

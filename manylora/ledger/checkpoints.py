@@ -14,8 +14,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from manylora import keys
-from manylora.errors import LostError, NotFoundError
-from manylora.ledger.states import JobState
+from manylora.errors import NotFoundError
+from manylora.ledger import jobs
 from manylora.ledger.tables import Checkpoint, Job
 
 Kind = Literal["state", "epoch"]
@@ -39,7 +39,7 @@ def add(
 
     Raises: LostError when the attempt does not own the job any more.
     """
-    _held(tx, job)
+    jobs.move(tx, job.id, "record", actor="", attempt=job.attempt)
     statement = insert(Checkpoint).values(
         id=keys.checkpoint_id(),
         tenant_id=job.tenant_id,
@@ -84,7 +84,7 @@ def drop(tx: Session, job: Job, rows: Sequence[Checkpoint]) -> None:
 
     Raises: LostError when the attempt does not own the job any more.
     """
-    _held(tx, job)
+    jobs.move(tx, job.id, "record", actor="", attempt=job.attempt)
     tx.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])))
 
 
@@ -112,13 +112,3 @@ def page(
     order = Checkpoint.step.desc(), Checkpoint.attempt.desc()
     rows = list(tx.scalars(query.order_by(*order).limit(limit + 1)))
     return rows[:limit], len(rows) > limit
-
-
-def _held(tx: Session, job: Job) -> None:
-    held = tx.scalar(
-        select(Job.id)
-        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state == JobState.RUNNING.value)
-        .with_for_update()
-    )
-    if held is None:
-        raise LostError(f"{job.id}: attempt {job.attempt} lost it")

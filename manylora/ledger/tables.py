@@ -120,6 +120,9 @@ class Job(Table):
         CheckConstraint(
             "(state = 'dispatched') = (dispatch_deadline IS NOT NULL)", name="jobs_dispatched"
         ),
+        CheckConstraint(
+            "wish IS NULL OR (state = 'running' AND wish IN ('pause', 'preempt'))", name="jobs_wish"
+        ),
         UniqueConstraint("tenant_id", "idempotency_key", name="jobs_idempotency"),
         Index("jobs_of_tenant", "tenant_id", "created_at", "id"),
         Index(
@@ -159,8 +162,21 @@ class Job(Table):
     #: the fencing token: raised at every dispatch, never lowered
     attempt: Mapped[int] = mapped_column(default=0)
     dispatch_deadline: Mapped[dt.datetime | None]
-    #: attempts lost to dead workers or broken infrastructure
+    #: while dispatched: when its wake-up is sent once more
+    resend_at: Mapped[dt.datetime | None]
+    #: failures after which it was tried again, or given up for having had too many
     failures: Mapped[int] = mapped_column(default=0)
+    #: failures of each kind: worker lost, no memory, what is around it, its own
+    failures_lost: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_oom: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_infra: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_user: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    #: how often it made room for a job of higher priority; no failure
+    preemptions: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    #: while running: what its worker is to do at the next checkpoint, "pause" or "preempt"
+    wish: Mapped[str | None] = mapped_column(String(16))
+    #: not sent out again before
+    not_before: Mapped[dt.datetime | None]
     #: why it waits, in one sentence, as the scheduler last saw it
     waiting_for: Mapped[str | None]
     step: Mapped[int] = mapped_column(default=0)

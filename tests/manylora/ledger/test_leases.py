@@ -258,7 +258,7 @@ def test_a_cancelled_job_is_the_workers_no_more(ledger):
         assert jobs.cancel(tx, ledger.tenant.id, job_id).state == "cancelled"
     with ledger.transaction() as tx, pytest.raises(LostError) as lost:
         renew(tx, job_id, 1)
-    assert lost.value.details == {"state": "cancelled"}
+    assert lost.value.details == {"state": "cancelled", "attempt": 1}
     for name in WRITES:
         with pytest.raises(LostError), ledger.transaction() as tx:
             WRITES[name](ledger, tx, job_id, 1)
