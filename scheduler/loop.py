@@ -16,12 +16,13 @@ from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
 from manylora.errors import ManyloraError, UnavailableError
 from manylora.ledger import leases, workers
-from manylora.ledger.database import Database
+from manylora.ledger.database import Database, times
 from manylora.logs import configure
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
-from scheduler.dispatch import carry_out
+from scheduler.contact import Contact
+from scheduler.dispatch import carry_out, wake
 from scheduler.intake import intake_one
 from scheduler.planner import plan
 from scheduler.prune import prune
@@ -39,23 +40,36 @@ class Scheduler:
         self.database = Database(settings.database_url.get_secret_value())
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
+        self.contact = Contact(settings.lease_seconds)
         self.stopping = Event()
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
+        try:
+            return self._round()
+        except UnavailableError:
+            self.contact.broke()
+            raise
+
+    def _round(self) -> int:
+        settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
-            rescued = leases.rescue(tx)
+            self.contact.saw(self.clock.monotonic(), *times(tx))
+            settled = self.contact.settled
+            rescued = leases.rescue(tx, leases=settled, most_failures=settings.most_failures_lost)
+            again = leases.resend(tx, resend_seconds=settings.resend_seconds)
         for job_id in rescued:
             log.warning("rescued", job_id=job_id)
+        wake(self.app, again, settings)
         with self.database.transaction() as tx:
-            seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
-        return carry_out(
-            self.database,
-            self.app,
-            plan(seen),
-            deadline_seconds=self.settings.dispatch_deadline_seconds,
-        )
+            seen = snapshot.read(
+                tx,
+                worker_silence_seconds=settings.lease_seconds,
+                most_preemptions=settings.most_preemptions,
+                settled=settled,
+            )
+        return carry_out(self.database, self.app, plan(seen), settings)
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""

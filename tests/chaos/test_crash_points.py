@@ -1,5 +1,5 @@
-"""Every named crash point on the real stack: the process dies there as by `kill -9`, and the job ends
-as if nothing had been.
+"""Every named crash point on the real stack: the process dies there as by `kill -9`, and the job
+ends as if nothing had been.
 
 One stack carries all points. The part that is to die is started anew with the point set; the one
 that comes after it lives.

@@ -102,6 +102,41 @@ def test_a_drained_job_goes_on_elsewhere_with_the_same_bytes(bench, tiny_base, t
     assert_as_undisturbed(bench, job_id, tiny_base, tmp_path, 3)
 
 
+def test_a_paused_job_gives_its_slot_back_and_goes_on_with_the_same_bytes(
+    bench, tiny_base, tmp_path
+):
+    job_id = bench.job(seed=11, **LONG)
+    thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
+    until(lambda: bench.get(job_id).step >= 1)
+    with bench.database.transaction() as tx:
+        assert jobs.pause(tx, bench.tenant.id, job_id).wish == "pause"
+    thread.join(60)
+    assert outcomes == ["released"]
+    job = bench.get(job_id)
+    assert (job.state, job.failures, job.wish) == ("paused", 0, None)
+    assert bench.attempt(job_id).outcome == "released"
+    (saved,) = bench.checkpoints(job_id)
+    assert 1 <= saved.step < STEPS
+    with bench.database.transaction() as tx:
+        assert jobs.resume(tx, bench.tenant.id, job_id).state == "queued"
+    assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "succeeded"
+    assert_as_undisturbed(bench, job_id, tiny_base, tmp_path, 11)
+
+
+def test_a_preempted_job_makes_room_and_is_queued_again(bench):
+    job_id = bench.job(seed=12, count=200, n_epochs=50)
+    thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
+    until(lambda: bench.get(job_id).step >= 1)
+    with bench.database.transaction() as tx:
+        leases.preempt(tx, job_id, 1)
+    thread.join(60)
+    assert outcomes == ["released"]
+    job = bench.get(job_id)
+    assert (job.state, job.failures, job.preemptions, job.wish) == ("queued", 0, 1, None)
+    assert bench.attempt(job_id).outcome == "preempted"
+    assert len(bench.checkpoints(job_id)) == 1
+
+
 def test_a_cancelled_job_leaves_its_slot_to_the_next(bench):
     job_id = bench.job(seed=4, count=200, n_epochs=50)
     thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
