@@ -106,9 +106,14 @@ def write_tokenizer(path):
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
     """A tiny Llama with a tokenizer, as a folder `base add --from` takes."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def write_tiny_model(folder):
+    """The tiny Llama in `folder`; the same weights each time."""
     from tests.lora_core.models import tiny
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
+    folder.mkdir(parents=True, exist_ok=True)
     tiny("llama").save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(

@@ -12,7 +12,7 @@ import structlog
 
 from manylora import crash, keys
 from manylora.errors import IntegrityError, NotFoundError
-from manylora.ledger import checkpoints, events
+from manylora.ledger import checkpoints, leases
 from manylora.ledger.checkpoints import Kind
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Checkpoint, Job
@@ -118,7 +118,7 @@ def restore(
             log.warning("checkpoint.unusable", job_id=row.job_id, step=row.step, why=error.message)
             told = f"The checkpoint of step {row.step} is damaged and passed over: {error.message}"
             with database.transaction() as tx:
-                events.add(tx, job, told, actor="worker", level="warn")
+                leases.note(tx, job, told, actor="worker", level="warn")
             continue
         return Resumed(row.step, target, listed.get("numerics", {}), listed.get("exact", True))
     return None

@@ -17,7 +17,7 @@ import structlog
 from manylora import crash, keys
 from manylora.clock import Clock
 from manylora.errors import IntegrityError, LostError, TrainingError, UnavailableError
-from manylora.ledger import checkpoints, events
+from manylora.ledger import checkpoints, leases
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Job
 from manylora.settings import Settings
@@ -59,6 +59,8 @@ class Follow:
         self.exact = resumed.exact if resumed else True
         self.last_point: dict[str, Any] = {}
         self._joined, self._born = False, 0
+        #: told to leave the trainer only until somebody else was tried alone
+        self._stepping_out = False
         self._saving = False
         self._cost = 0.0
         self._gaps: deque[float] = deque(maxlen=50)
@@ -98,8 +100,10 @@ class Follow:
                 if message is None:
                     self._look_for_hang()
                     continue
-                if message["ev"] in ("finished", "left"):
-                    return message if message["ev"] == "finished" else None
+                if message["ev"] == "finished":
+                    return message
+                if message["ev"] == "left" and not self._stepping_out:
+                    return None
                 self._hear(message)
         finally:
             self._tell({"op": "leave", "key": self._key})
@@ -129,6 +133,7 @@ class Follow:
             crash.point("mid_step")
             self._gaps.append(gap)
             self._step(message)
+            self._make_room()
         elif event == "checkpoint":
             self._checkpoint(message)
         elif event == "epoch":
@@ -136,6 +141,9 @@ class Follow:
         elif event == "unsaved":
             self._saving, self._saved_at = False, now
             self._warn(f"A checkpoint could not be written: {message['message']}; it trains on")
+        elif event == "left":
+            self._joined = self._stepping_out = self._saving = False
+            self._link.quarantine.leave(self._key)
         elif event == "failed" and message["code"] == "disk_full":
             raise UnavailableError(
                 f"the worker's disk is full: {message['message']}",
@@ -145,7 +153,7 @@ class Follow:
         elif event == "failed":
             raise TrainingError(message["message"], code=message["code"])
         elif event == "crashed" and self._joined and message["restarts"] > self._born:
-            self._joined = self._saving = False
+            self._joined = self._stepping_out = self._saving = False
             self._judge(message)
 
     def _step(self, message: Message) -> None:
@@ -162,6 +170,12 @@ class Follow:
         last = step == message["total_steps"] or message["stopped_early"]
         if not (self._saving or last) and self._heard_at - self._saved_at > due:
             self._saving = self._tell({"op": "checkpoint", "key": self._key})
+
+    def _make_room(self) -> None:
+        """Step out, with a checkpoint, for somebody who is to be tried alone."""
+        if not self._stepping_out and self._link.quarantine.in_the_way(self._key):
+            order = {"op": "leave", "key": self._key, "checkpoint": True}
+            self._stepping_out = self._tell(order)
 
     def _checkpoint(self, message: Message) -> None:
         """Keep a state. An outage costs this checkpoint, not the job: it trains on."""
@@ -238,7 +252,7 @@ class Follow:
         """A line in the job's history. Where the database is away, the log alone has it."""
         try:
             with self._database.transaction() as tx:
-                events.add(tx, self._job, message, actor="worker", level="warn")
+                leases.note(tx, self._job, message, actor="worker", level="warn")
         except UnavailableError as error:
             log.warning("job.not_told", job_id=self._job.id, said=message, error=error.message)
 

@@ -39,6 +39,13 @@ class Quarantine:
             record.inside = True
             return True
 
+    def in_the_way(self, key: str) -> bool:
+        """Whether this one, itself beyond suspicion, keeps another from being tried alone."""
+        with self._lock:
+            record = self._jobs.get(key)
+            waits = any(r.suspect and not r.inside for r in self._jobs.values())
+            return waits and record is not None and record.inside and not record.suspect
+
     def leave(self, key: str) -> None:
         """It is out of the trainer, and may come again."""
         with self._lock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.tokenize import Tokenizer, Totals
 from manylora.errors import LostError, ManyloraError, UnavailableError
-from manylora.ledger import checkpoints, events, jobs, leases, workers
+from manylora.ledger import checkpoints, jobs, leases, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, File, Job, Tenant
 from manylora.settings import Settings
@@ -221,7 +222,7 @@ class Supervisor:
         lease.at(orphan.steps, orphan.steps)
         source = orphan.published.source_attempt
         with self.database.transaction() as tx:
-            events.add(
+            leases.note(
                 tx,
                 job,
                 f"The adapter of attempt {source} is whole and verified: it is published as it is",
@@ -243,11 +244,14 @@ class Supervisor:
         resumed from is deleted then; what stays behind is the sweep's."""
 
         def commit() -> None:
-            if not lease.lost.is_set():
+            with suppress(LostError):  # lost to our own first try, perhaps: the commit sees
                 lease.flush()
             publish.commit(self.database, job, published, self.worker_id, tokens, metrics)
 
-        self._outlast(lease, commit)
+        try:
+            self._outlast(lease, commit)
+        except LostError:
+            commit()
         lease.close()
         log.info("job.published", adapter=published.name)
         try:
@@ -291,7 +295,7 @@ class Supervisor:
                 f"No worker like the one it began on ({', '.join(differs)} differ): it is resumed "
                 "all the same, and its bytes may not be those of an undisturbed training"
             )
-            events.add(tx, job, told, actor=self.worker_id, level="warn", data={"exact": False})
+            leases.note(tx, job, told, actor=self.worker_id, level="warn", data={"exact": False})
         return replace(resumed, exact=False)
 
     def _tokenizer_of(self, base: Base) -> Tokenizer:
@@ -315,7 +319,7 @@ class Supervisor:
             if totals.truncated:
                 told = prepare.cut(totals.truncated, prepare.KINDS[name], length)
                 with self.database.transaction() as tx:
-                    events.add(tx, job, told, actor=self.worker_id, level="warn")
+                    leases.note(tx, job, told, actor=self.worker_id, level="warn")
 
 
 def _room_for(files: list[File], folder: Path) -> None:

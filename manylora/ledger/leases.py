@@ -118,6 +118,23 @@ def renew(
     return job.wish
 
 
+def note(
+    tx: Session,
+    job: Job,
+    message: str,
+    *,
+    actor: str,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """A line in the history of a job in work, as its worker sees it.
+
+    Raises: LostError when the attempt does not own the job (any more): it has no say then.
+    """
+    jobs.move(tx, job.id, "record", actor="", attempt=job.attempt)
+    events.add(tx, job, message, actor=actor, level=level, data=data)
+
+
 def publish(
     tx: Session, job_id: str, attempt: int, *, worker_id: str, tokens: int, adapter: Adapter
 ) -> None:

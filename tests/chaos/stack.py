@@ -17,10 +17,11 @@ import urllib.request
 import uuid
 
 import psutil
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from manylora import hyperparameters as hp
 from manylora import keys
+from manylora.errors import UnavailableError
 from manylora.ledger import bases, schema, tenants
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Job, Worker
@@ -45,7 +46,9 @@ def until(condition, what, seconds=90.0):
     """What `condition` answers as soon as it is true; an outage on the way is no answer."""
     deadline = time.monotonic() + seconds
     while True:
-        found = condition()
+        found = None
+        with contextlib.suppress(UnavailableError):
+            found = condition()
         if found:
             return found
         assert time.monotonic() < deadline, f"waited {seconds} s: {what}"
@@ -276,8 +279,6 @@ class Stack:
     def wait(self, ids, seconds=120.0):
         """The rows of jobs once all of them are over; what they did when they are not in time."""
         deadline = time.monotonic() + seconds
-        with self.service.database.transaction() as tx:
-            tx.execute(text("SELECT 1"))
         while True:
             with self.service.database.transaction() as tx:
                 rows = [tx.get(Job, i) for i in ids]
