@@ -126,7 +126,7 @@ def rage(stack, *, faults, jobs, seed, say=lambda line: None):
             way, target = "drain", draw.choice(("worker-0", "worker-1", "scheduler"))
         if target == "trainer" and time.monotonic() - trainer_hit < 20:
             # Hit again and again with no step in between, a job cannot be told from the culprit.
-            target = "worker-0"
+            target = f"worker-{number % 2}"
         if target.startswith("worker") or target == "trainer":
             _await_worker(stack)
         threading.Event().wait(pause)
