@@ -23,10 +23,10 @@ from sqlalchemy import select
 from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.tokenize import Tokenizer, Totals
-from manylora.errors import LostError, ManyloraError, UnavailableError
+from manylora.errors import IntegrityError, LostError, ManyloraError, UnavailableError
 from manylora.ledger import checkpoints, jobs, leases, workers
 from manylora.ledger.database import Database
-from manylora.ledger.tables import Base, File, Job, Tenant
+from manylora.ledger.tables import Base, Checkpoint, File, Job, Tenant
 from manylora.settings import Settings
 from manylora.storage import sweep
 from manylora.storage.store import Store
@@ -110,6 +110,8 @@ class Supervisor:
                     leases.close(tx, job_id, attempt, "left")
                 return "lost"
             except ManyloraError as error:
+                if self.draining.is_set() and error.error_code == UnavailableError.code:
+                    return self._hand_back(job, lease, "its worker is shutting down", 0.0)
                 return self._give_up(job, lease, error)
         except LostError:
             return "lost"
@@ -125,7 +127,7 @@ class Supervisor:
         log.warning("job.gave_up", code=error.error_code, error=error.message)
         _end(lease)
         with self.database.transaction() as tx:
-            if isinstance(error, UnavailableError):  # all others trying again cannot mend
+            if isinstance(error, UnavailableError | IntegrityError):  # all others stay as they are
                 queued = leases.release(
                     tx,
                     job.id,
@@ -156,13 +158,7 @@ class Supervisor:
         return "released"
 
     def _work(self, job: Job, lease: Lease, folder: Path) -> str:
-        with self.database.transaction() as tx:
-            base = tx.scalars(select(Base).where(Base.name == job.base)).one()
-            tenant = tx.scalars(select(Tenant).where(Tenant.id == job.tenant_id)).one()
-            wanted = [i for i in (job.training_file, job.validation_file) if i]
-            found = {f.id: f for f in tx.scalars(select(File).where(File.id.in_(wanted)))}
-            saved = checkpoints.of_job(tx, job.id)
-        files = [found[i] for i in wanted]
+        base, tenant, files, saved = self._outlast(lease, lambda: self._rows(job))
         folder.mkdir(parents=True, exist_ok=True)
         _room_for(files, folder)
         orphan = self._outlast(lease, lambda: adopt.find(self.store, job, files, folder / "orphan"))
@@ -183,19 +179,22 @@ class Supervisor:
             "hyperparameters": job.hyperparameters,
             "seed": job.seed,
         }
-        name = keys.adapter_name(job.base, tenant.name, job.suffix)
-        follow = Follow(
-            self.settings,
-            self.database,
-            self.store,
-            self.link,
-            self.clock,
-            self.draining,
-            job,
+        name = keys.adapter_name(job.base, tenant, job.suffix)
+        follow = self._outlast(
             lease,
-            order,
-            resumed,
-            name,
+            lambda: Follow(
+                self.settings,
+                self.database,
+                self.store,
+                self.link,
+                self.clock,
+                self.draining,
+                job,
+                lease,
+                order,
+                resumed,
+                name,
+            ),
         )
         finished = follow.run()
         if finished is None:
@@ -203,7 +202,7 @@ class Supervisor:
         out, job.total_steps = Path(finished["folder"]), finished["step"]
         described = publish.manifest(
             job,
-            tenant.name,
+            tenant,
             name,
             out,
             files,
@@ -215,6 +214,15 @@ class Supervisor:
         metrics = {k: v for k, v in follow.last_point.items() if k != "seconds"}
         self._commit(job, lease, published, finished["tokens"], metrics)
         return "succeeded"
+
+    def _rows(self, job: Job) -> tuple[Base, str, list[File], list[Checkpoint]]:
+        """What a job begins with: its base, its tenant's name, its files, its checkpoints."""
+        with self.database.transaction() as tx:
+            base = tx.scalars(select(Base).where(Base.name == job.base)).one()
+            tenant = tx.scalars(select(Tenant.name).where(Tenant.id == job.tenant_id)).one()
+            wanted = [i for i in (job.training_file, job.validation_file) if i]
+            found = {f.id: f for f in tx.scalars(select(File).where(File.id.in_(wanted)))}
+            return base, tenant, [found[i] for i in wanted], checkpoints.of_job(tx, job.id)
 
     def _adopt(self, job: Job, lease: Lease, orphan: adopt.Orphan) -> str:
         """Publish what an earlier attempt made and could not publish any more."""

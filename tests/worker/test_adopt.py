@@ -7,8 +7,9 @@ from sqlalchemy import select
 
 from manylora import keys
 from manylora.errors import UnavailableError
-from manylora.ledger import adapters, leases
+from manylora.ledger import adapters, jobs, leases
 from manylora.ledger.tables import Event
+from scheduler.prune import prune
 from tests.e2e.test_jobs import alone, lines
 from worker import adopt, publish
 
@@ -103,6 +104,26 @@ def test_an_outage_of_the_store_is_sat_out_at_the_end(bench, monkeypatch):
     assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "succeeded"
     assert len(refused) == 2
     assert (bench.get(job_id).attempt, bench.get(job_id).failures) == (1, 0)
+
+
+def test_a_job_cancelled_while_it_publishes_stays_cancelled(bench, monkeypatch):
+    real = publish.upload
+
+    def upload(store, job, folder, described):
+        published = real(store, job, folder, described)
+        with bench.database.transaction() as tx:
+            jobs.cancel(tx, bench.tenant.id, job.id)
+        return published
+
+    monkeypatch.setattr(publish, "upload", upload)
+    job_id = bench.job(seed=44)
+    assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "lost"
+    assert bench.get(job_id).state == "cancelled"
+    assert adapter_of(bench, job_id) is None
+    prefix = keys.job_prefix(str(bench.tenant.id), job_id) + "/"
+    assert bench.service.store.list(prefix)  # what it had put there is the sweep's
+    prune(bench.database, bench.service.store, 0.0)
+    assert bench.service.store.list(prefix) == []
 
 
 def test_an_answer_to_the_commit_that_is_lost_makes_no_second_one(bench, monkeypatch):
