@@ -170,7 +170,7 @@ BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "commands": ("commands.md", commands),
     "errors": ("errors.md", errors),
-    "moves": ("architecture.md", moves),
+    "moves": ("reliability.md", moves),
     "bucket": ("architecture.md", bucket),
 }
 

@@ -34,6 +34,7 @@ class Running:
     started_at: float
     wish: str | None = None
     preemptions: int = 0
+    worker_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,16 @@ def plan(snapshot: Snapshot) -> Plan:
         if worker.ready and worker.queue and worker.fingerprint:
             slots[worker.queue] += worker.slots
             queues.setdefault(worker.fingerprint, worker.queue)
-    free = {queue: count - snapshot.busy.get(queue, 0) for queue, count in slots.items()}
+    served = _served(snapshot)
+    # What runs on a worker that drains or is silent takes none of the slots counted here.
+    away = Counter(job.queue for job in snapshot.running if job not in served)
+    free = {
+        queue: count - snapshot.busy.get(queue, 0) + away[queue] for queue, count in slots.items()
+    }
     order = sorted(snapshot.waiting, key=lambda j: (-j.priority, j.queued_at, j.job_id))
     ahead: Counter[str] = Counter()
-    leaving = Counter(job.queue for job in snapshot.running if job.wish is not None)
-    victims = _victims(snapshot)
+    leaving = Counter(job.queue for job in served if job.wish is not None)
+    victims = _victims(snapshot, served) if snapshot.settled else {}
     for job in order:
         queue = queues.get(job.fingerprint)
         if queue is None:
@@ -114,12 +120,16 @@ def plan(snapshot: Snapshot) -> Plan:
     return result
 
 
-def _victims(snapshot: Snapshot) -> dict[str, list[Running]]:
+def _served(snapshot: Snapshot) -> set[Running]:
+    """The jobs at work on the workers that take wake-ups."""
+    ready = {worker.worker_id for worker in snapshot.workers if worker.ready and worker.queue}
+    return {job for job in snapshot.running if job.worker_id in ready}
+
+
+def _victims(snapshot: Snapshot, served: set[Running]) -> dict[str, list[Running]]:
     """Per queue, who makes room, in that order."""
     victims: dict[str, list[Running]] = {}
-    if not snapshot.settled:
-        return victims
-    for job in sorted(snapshot.running, key=lambda j: (j.priority, -j.started_at, j.job_id)):
+    for job in sorted(served, key=lambda j: (j.priority, -j.started_at, j.job_id)):
         if job.wish is None and job.preemptions < snapshot.most_preemptions:
             victims.setdefault(job.queue, []).append(job)
     return victims

@@ -32,7 +32,7 @@ def read(
     running = tx.execute(
         select(
             Job.id, Job.attempt, Attempt.queue, Job.priority, Attempt.started_at, Job.wish,
-            Job.preemptions,
+            Job.preemptions, Attempt.worker_id,
         )
         .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
         .where(Job.state == JobState.RUNNING.value)
@@ -60,8 +60,10 @@ def read(
         busy=workers.busy(tx),
         bases=tuple(b.name for b in sorted(bases.ready(tx), key=lambda b: b.created_at)),
         running=tuple(
-            Running(id_, attempt, queue, priority, at.timestamp() if at else 0.0, wish, preempted)
-            for id_, attempt, queue, priority, at, wish, preempted in running
+            Running(
+                id_, attempt, queue, priority, at.timestamp() if at else 0.0, wish, preempted, who
+            )
+            for id_, attempt, queue, priority, at, wish, preempted, who in running
         ),
         most_preemptions=most_preemptions,
         settled=settled,

@@ -84,7 +84,8 @@ def swap(
 ) -> Job | None:
     """Make the move in one UPDATE and keep the attempt's books; None when no row matched.
 
-    The caller holds the job's row, so that no guard on the attempt can change in between.
+    The caller holds the job's row where a guard looks at the attempt, so that it cannot change in
+    between.
     """
     where = [Job.id == job_id, Job.state.in_([state.value for state in sorted(move.sources)])]
     if move.token:

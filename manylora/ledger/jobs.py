@@ -125,8 +125,10 @@ def first(
 
     Raises: LostError when none is.
     """
+    state = select(Job.state).where(Job.id == job_id)
+    quiet = len(names) == 1 and not (message or MOVES[names[0]].says)
     # FOR UPDATE makes the state that the event names the very one the guards saw.
-    before = tx.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
+    before = None if quiet else tx.scalar(state.with_for_update())
     for name in names:
         made = MOVES[name]
         if made.token and attempt is None:
@@ -147,6 +149,8 @@ def first(
                 to_state=made.target.value if made.target else None,
             )
         return name, moved
+    if quiet:
+        before = tx.scalar(state)
     raise LostError(
         f"{job_id}: cannot {names[-1]} from {before or 'nothing'}",
         details={"state": before, "attempt": attempt},

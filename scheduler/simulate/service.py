@@ -92,6 +92,7 @@ class Scheduler(Process):
                         books["started_at"] or 0.0,
                         job["wish"],
                         job["preemptions"],
+                        books["worker_id"],
                     )
                 )
         busy: dict[str, int] = {}

@@ -13,6 +13,8 @@ from scheduler import loop
 from scheduler.loop import Scheduler
 from tests.manylora.ledger.conftest import HEX, make_ledger
 
+WORKER = f"w-{uuid.uuid4().hex[:8]}"
+
 
 class Turned:
     """The scheduler's own time; the database's goes along with it."""
@@ -52,7 +54,7 @@ def queue(ledger, service):
     name = keys.pool_queue(uuid.uuid4().hex, "cpu")
     with ledger.transaction() as tx:
         workers.report(
-            tx, f"w-{uuid.uuid4().hex[:8]}", device_kind="cpu", slots=2, pinned=True, facts={},
+            tx, WORKER, device_kind="cpu", slots=2, pinned=True, facts={},
             assigned_base=ledger.base.name, fingerprint=HEX, queue=name, state="ready", note=None,
         )  # fmt: skip
     return name
@@ -114,7 +116,7 @@ def test_a_urgent_job_has_another_make_room(ledger, scheduler, queue):
     assert scheduler.tick() == 2
     with ledger.transaction() as tx:
         for job_id in low:
-            leases.claim(tx, job_id, 1, worker_id="w", ttl_seconds=600)
+            leases.claim(tx, job_id, 1, worker_id=WORKER, ttl_seconds=600)
     urgent = ledger.job(priority=5)
     assert scheduler.tick() == 0
     asked = [ledger.get(job_id) for job_id in low if ledger.get(job_id).wish]

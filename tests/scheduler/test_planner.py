@@ -87,8 +87,8 @@ def test_an_idle_worker_is_given_another_base_but_never_a_busy_or_a_pinned_one()
     assert plan(Snapshot(jobs, (pinned,), {}, BASES)).assignments == []
 
 
-def running(name, priority, started=0.0, wish=None, preemptions=0, queue="q-alpha"):
-    return Running(name, 1, queue, priority, started, wish, preemptions)
+def running(name, priority, started=0.0, wish=None, preemptions=0, queue="q-alpha", on="w"):
+    return Running(name, 1, queue, priority, started, wish, preemptions, on)
 
 
 def crowded(waiting_, running_, **more):
@@ -125,6 +125,21 @@ def test_nobody_makes_room_for_an_equal_or_twice_or_for_ever_or_in_another_pool(
     assert crowded((urgent(),), (running("a", 0, queue="q-beta"),)).preemptions == []
 
 
+def test_jobs_on_a_worker_that_drains_or_is_silent_take_nobodys_slot_and_make_no_room():
+    gone = (running("a", 0, on="gone"), running("b", 0, on="gone"))
+    assert crowded((urgent(),), gone).dispatches == [("u", "q-alpha")]
+    stays = running("c", 0, 0.0)
+    workers = (view("w", "alpha", "q-alpha"),)
+    three = Snapshot(
+        (urgent("u"), urgent("v"), urgent("x")), workers, {"q-alpha": 3}, BASES,
+        running=(*gone, stays), most_preemptions=3,
+    )  # fmt: skip
+    result = plan(three)
+    assert result.dispatches == [("u", "q-alpha")]
+    assert result.preemptions == [("c", 1)]
+    assert result.reasons["x"].startswith("all 2 slots of alpha are taken")
+
+
 def test_nothing_is_taken_from_anybody_before_contact_is_settled():
     assert crowded((urgent(),), (running("a", 0),), settled=False).preemptions == []
     jobs = (Waiting("j", "beta", "fp-beta", 0, 1.0),)
@@ -137,7 +152,8 @@ def test_nothing_is_taken_from_anybody_before_contact_is_settled():
 
 @given(snapshots, st.lists(st.integers(-3, 3), max_size=6))
 def test_who_makes_room_is_of_lower_priority_than_who_waits(snapshot, priorities):
-    rows = tuple(running(f"r{i}", p, float(i), queue="q-alpha") for i, p in enumerate(priorities))
+    ready = [w.worker_id for w in snapshot.workers if w.queue == "q-alpha"] or ["none"]
+    rows = tuple(running(f"r{i}", p, float(i), on=ready[0]) for i, p in enumerate(priorities))
     given_ = Snapshot(
         snapshot.waiting, snapshot.workers, snapshot.busy, BASES, running=rows, most_preemptions=1
     )

@@ -25,11 +25,18 @@ FOUND: dict[int, str] = {}
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_a_chunk_of_seeds_without_a_violation(first):
-    moves, faults = Counter(), Counter()
+    moves, faults, states, events, seconds = Counter(), Counter(), Counter(), 0, 0.0
     for seed in range(first, min(first + CHUNK, SEEDS)):
         played = play(seed)
         moves += played.moves
+        states += played.states
+        events += played.steps
+        seconds += played.seconds
         faults.update(played.faults)
+    print(
+        f"seeds {first} on: {states.total()} jobs, {moves.total()} moves, {events} events, "
+        f"{seconds / 3600:.1f} simulated hours"
+    )
     if SEEDS - first >= CHUNK:  # each fault and each move had its turn, but for the rarest
         assert set(faults) == set(FAULTS)
         missing = {"accept", "dispatch", "claim", "rescue", "yield", "park", "bury"} - set(moves)
