@@ -79,7 +79,6 @@ def _decide(
                     job_id,
                     "accept",
                     actor="scheduler",
-                    message="Files validated, moving job to queued state",
                     examples=examples,
                 )
             else:
@@ -89,11 +88,9 @@ def _decide(
                     job_id,
                     "reject",
                     actor="scheduler",
-                    level="error",
-                    message=message,
-                    error_code=code,
-                    error_message=message,
-                    error_param=param,
+                    told=message,
+                    code=code,
+                    param=param,
                 )
     except LostError:
         log.info("intake.lost", job_id=job_id)  # cancelled meanwhile, or another intake was first

@@ -10,19 +10,22 @@ from threading import Event, Thread
 
 import structlog
 
+from manylora import crash
 from manylora.celery_app import make_app
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
 from manylora.errors import ManyloraError, UnavailableError
 from manylora.ledger import leases, workers
-from manylora.ledger.database import Database
+from manylora.ledger.database import Database, times
 from manylora.logs import configure
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
-from scheduler.dispatch import carry_out
+from scheduler.contact import Contact
+from scheduler.dispatch import carry_out, wake
 from scheduler.intake import intake_one
 from scheduler.planner import plan
+from scheduler.prune import prune
 
 log = structlog.get_logger(__name__)
 
@@ -37,32 +40,51 @@ class Scheduler:
         self.database = Database(settings.database_url.get_secret_value())
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
+        self.contact = Contact(settings.lease_seconds)
         self.stopping = Event()
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
+        try:
+            return self._round()
+        except UnavailableError:
+            self.contact.broke()
+            raise
+
+    def _round(self) -> int:
+        settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
-            rescued = leases.rescue(tx)
+            self.contact.saw(self.clock.monotonic(), *times(tx))
+            settled = self.contact.settled
+            rescued = leases.rescue(tx, leases=settled, most_failures=settings.most_failures_lost)
+            again = leases.resend(tx, resend_seconds=settings.resend_seconds)
         for job_id in rescued:
             log.warning("rescued", job_id=job_id)
+        wake(self.app, again, settings)
         with self.database.transaction() as tx:
-            seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
-        return carry_out(
-            self.database,
-            self.app,
-            plan(seen),
-            deadline_seconds=self.settings.dispatch_deadline_seconds,
-        )
+            seen = snapshot.read(
+                tx,
+                worker_silence_seconds=settings.lease_seconds,
+                most_preemptions=settings.most_preemptions,
+                settled=settled,
+            )
+        return carry_out(self.database, self.app, plan(seen), settings)
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""
         return intake_one(self.database, self.store, Limits.from_settings(self.settings))
 
+    def sweep(self) -> bool:
+        """Clear the bucket of what ended jobs left; True when there may be more."""
+        return prune(self.database, self.store, self.settings.sweep_grace_seconds)
+
     def run(self) -> None:
         """Rounds until `stop`."""
         thread = Thread(target=self._loop, args=("intake", self.take_in), daemon=True)
         thread.start()
+        sweeps = "sweep", self.sweep, self.settings.sweep_seconds
+        Thread(target=self._loop, args=sweeps, daemon=True).start()
         self._loop("tick", lambda: self.tick() < 0)
         thread.join(timeout=10)
         self.app.close()
@@ -72,8 +94,8 @@ class Scheduler:
         """Finish the round and leave."""
         self.stopping.set()
 
-    def _loop(self, what: str, once: Callable[[], bool]) -> None:
-        """Call `once` again at once while it says True, else after a tick."""
+    def _loop(self, what: str, once: Callable[[], bool], every: float | None = None) -> None:
+        """Call `once` again at once while it says True, else after `every` seconds or a tick."""
         while not self.stopping.is_set():
             try:
                 more = once()
@@ -84,12 +106,13 @@ class Scheduler:
                 log.error(f"{what}.failed", error=error.message, code=error.error_code)
                 more = False
             if not more:
-                self.clock.wait(self.stopping, self.settings.tick_seconds)
+                self.clock.wait(self.stopping, every or self.settings.tick_seconds)
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     configure(settings.log_level, settings.log_format)
+    crash.arm(settings.crash_at)
     scheduler = Scheduler(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop())

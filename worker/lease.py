@@ -19,7 +19,8 @@ _FLUSH_SECONDS = 1.0
 
 
 class Lease:
-    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone."""
+    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone; `wish` is
+    what was wished of the worker at the last renewal ("pause", "preempt" or None): hand it back."""
 
     def __init__(
         self, database: Database, settings: Settings, clock: Clock, job_id: str, attempt: int
@@ -27,6 +28,7 @@ class Lease:
         self.job_id = job_id
         self.attempt = attempt
         self.lost = Event()
+        self.wish: str | None = None
         self._database = database
         self._settings = settings
         self._clock = clock
@@ -52,6 +54,11 @@ class Lease:
             if note is not None:
                 self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
+    def at(self, step: int, total: int | None) -> None:
+        """Where the job stands before this attempt's first step."""
+        with self._lock:
+            self._step, self._total = step, total
+
     def flush(self) -> None:
         """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
         with self._lock:
@@ -60,7 +67,7 @@ class Lease:
             step, total, seconds = self._step, self._total, self._seconds
         try:
             with self._database.transaction() as tx:
-                leases.renew(
+                wish = leases.renew(
                     tx,
                     self.job_id,
                     self.attempt,
@@ -76,6 +83,7 @@ class Lease:
                 self._points[:0] = points
                 self._notes[:0] = notes
             raise
+        self.wish = wish
 
     def close(self) -> None:
         """Renew no more."""

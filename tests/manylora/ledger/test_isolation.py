@@ -8,17 +8,22 @@ import pytest
 
 from manylora import ledger as package
 from manylora.errors import NotFoundError
-from manylora.ledger import adapters, bases, events, files, jobs
+from manylora.ledger import adapters, bases, checkpoints, events, files, jobs
 
 #: how a stranger might ask each of them for a thing of this tenant
 ASK = {
     "jobs.get": lambda tx, who, job, file: jobs.get(tx, who, job),
+    "jobs.pause": lambda tx, who, job, file: jobs.pause(tx, who, job),
+    "jobs.resume": lambda tx, who, job, file: jobs.resume(tx, who, job),
     "jobs.cancel": lambda tx, who, job, file: jobs.cancel(tx, who, job),
     "jobs.page": lambda tx, who, job, file: jobs.page(tx, who, after=job, limit=9),
     "files.get": lambda tx, who, job, file: files.get(tx, who, file),
     "files.delete": lambda tx, who, job, file: files.delete(tx, who, file),
     "files.page": lambda tx, who, job, file: files.page(tx, who, after=file, limit=9),
     "adapters.find": lambda tx, who, job, file: adapters.find(tx, who, job),
+    "checkpoints.page": lambda tx, who, job, file: checkpoints.page(
+        tx, who, job, after=None, limit=9
+    ),
     "events.page": lambda tx, who, job, file: events.page(tx, who, job, after=None, limit=9),
 }
 #: what takes a tenant and looks nothing up: it makes a thing, or lists one's own
@@ -46,7 +51,7 @@ def test_a_stranger_is_told_there_is_no_such_thing(ledger, stranger, ask):
     assert refused.value.http_status == 404
     assert ledger.books(job_id) == before
     with ledger.transaction() as tx:
-        if ask in {"jobs.cancel", "files.delete"}:
+        if ask in {"jobs.cancel", "jobs.pause", "jobs.resume", "files.delete"}:
             return  # the job is over, the file's fate is another test's
         assert ASK[ask](tx, ledger.tenant.id, job_id, ledger.file.id)
 
