@@ -8,10 +8,11 @@ Built once at a process's entry and handed down; nothing is read at import.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_HOME = "~/.manylora"
@@ -71,6 +72,13 @@ class Settings(BaseSettings):
         300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
     )
 
+    max_webhooks: int = Field(10, ge=0, le=100, description="most webhook endpoints of a tenant")
+    webhook_networks: str = Field(
+        "",
+        description="networks that webhooks may go to although they are not public, with commas: "
+        "127.0.0.0/8,10.1.0.0/16",
+    )
+
     device_hour_price: float = Field(0.10, ge=0, description="price of one device-hour")
     currency: str = Field("USD", description="currency of every price shown")
 
@@ -91,6 +99,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
+        return value
 
     def folder(self, name: Literal["bases", "scratch", "run"]) -> Path:
         """One of the folders under `home` that a setting of its own may move."""

@@ -1,4 +1,5 @@
-"""The scheduler's process: a round every tick, and an intake thread beside it."""
+"""The scheduler's process: a round every tick, and beside it a thread that takes jobs in and one
+that sends webhooks."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import structlog
 from manylora.celery_app import make_app
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
+from manylora.destinations import Allowed
 from manylora.errors import ManyloraError, UnavailableError
 from manylora.ledger import leases, workers
 from manylora.ledger.database import Database
@@ -20,9 +22,11 @@ from manylora.logs import configure
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
+from scheduler.deliver import Sender
 from scheduler.dispatch import carry_out
 from scheduler.intake import intake_one
 from scheduler.planner import plan
+from scheduler.post import Post
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,11 @@ class Scheduler:
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
         self.stopping = Event()
+        self.sender = Sender(
+            self.database,
+            Post(Allowed.from_setting(settings.webhook_networks), self.clock),
+            self.clock,
+        )
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
@@ -62,15 +71,21 @@ class Scheduler:
     def run(self) -> None:
         """Rounds until `stop`."""
         thread = Thread(target=self._loop, args=("intake", self.take_in), daemon=True)
+        sender = Thread(
+            target=self.sender.run, args=(self.stopping, self.settings.tick_seconds), daemon=True
+        )
         thread.start()
+        sender.start()
         self._loop("tick", lambda: self.tick() < 0)
         thread.join(timeout=10)
+        sender.join(timeout=12)
         self.app.close()
         self.database.close()
 
     def stop(self) -> None:
         """Finish the round and leave."""
         self.stopping.set()
+        self.sender.ended.set()
 
     def _loop(self, what: str, once: Callable[[], bool]) -> None:
         """Call `once` again at once while it says True, else after a tick."""

@@ -13,7 +13,7 @@ from manylora import __version__
 from manylora.api import problems
 from manylora.api.context import Context
 from manylora.api.middleware import Around
-from manylora.api.routes import adapters, bases, files, health, jobs, models
+from manylora.api.routes import adapters, bases, files, health, jobs, models, webhooks
 from manylora.errors import UnavailableError
 from manylora.ledger.database import Database
 from manylora.logs import configure
@@ -33,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="manylora", version=__version__, lifespan=lifespan)
     app.state.context = Context(settings, database, Store(settings))
     problems.install(app)
-    for part in (health, files, jobs, models, bases, adapters):
+    for part in (health, files, jobs, models, bases, adapters, webhooks):
         app.include_router(part.router)
 
     app.add_middleware(Around, max_file_bytes=settings.max_file_bytes)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from manylora import keys
 from manylora.errors import LostError, NotFoundError, StateError
-from manylora.ledger import events
+from manylora.ledger import events, webhooks
 from manylora.ledger.states import FINAL, MOVES, JobState
 from manylora.ledger.tables import Attempt, Job
 
@@ -128,6 +128,8 @@ def move(
         from_state=before,
         to_state=target.value,
     )
+    if target in FINAL:
+        webhooks.announce(tx, moved)
     return moved
 
 
