@@ -97,6 +97,16 @@ class Settings(BaseSettings):
     memory_limit: int | None = Field(
         None, gt=0, description="memory of a trainer, bytes; default nine tenths of the device's"
     )
+    metrics_host: str = Field(
+        "127.0.0.1", description="address a scheduler or a worker shows its metrics and health on"
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="first of 32 ports of which each scheduler and worker takes a free one for its "
+        "metrics and health; 0 means none",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
 

@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from manylora.celery_app import send_wakeup
 from manylora.errors import LostError
-from manylora.ledger import leases, workers
+from manylora.ledger import leases, tenants, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Job
 from scheduler.planner import Plan
@@ -42,9 +42,12 @@ def carry_out(database: Database, app: Celery, plan: Plan, *, deadline_seconds: 
                 log.info("dispatch.lost", job_id=job_id)  # cancelled since the snapshot
                 continue
             sent.append((queue, job_id, attempt))
+        owners = tenants.of_jobs(tx, [job_id for _, job_id, _ in sent])
     for queue, job_id, attempt in sent:
+        told = log.bind(job_id=job_id, tenant_id=owners[job_id], attempt=attempt)
         try:
             send_wakeup(app, queue, job_id, attempt, deadline_seconds)
+            told.info("dispatch.sent", queue=queue)
         except BrokerError as error:
-            log.warning("dispatch.broker_down", job_id=job_id, error=type(error).__name__)
+            told.warning("dispatch.broker_down", error=type(error).__name__)
     return len(sent)

@@ -12,23 +12,29 @@ from threading import Event, Thread
 import structlog
 
 from manylora.celery_app import make_app
+from manylora.checks import service_checks
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
 from manylora.destinations import Allowed
 from manylora.errors import ManyloraError, UnavailableError
-from manylora.ledger import leases, workers
+from manylora.ledger import leases, tenants, workers
 from manylora.ledger.database import Database
 from manylora.logs import configure
+from manylora.metrics import SchedulerMetrics
+from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
 from scheduler.deliver import Sender
 from scheduler.dispatch import carry_out
+from scheduler.gauges import Gauges
 from scheduler.intake import intake_one
 from scheduler.planner import plan
 from scheduler.post import Post
 
 log = structlog.get_logger(__name__)
+#: a round that takes longer is taken for one that never ends
+_STUCK_SECONDS = 120.0
 
 
 class Scheduler:
@@ -42,27 +48,34 @@ class Scheduler:
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
         self.stopping = Event()
+        self.metrics = SchedulerMetrics()
         self.sender = Sender(
             self.database,
             Post(Allowed.from_setting(settings.webhook_networks), self.clock),
             self.clock,
+            told=self.metrics.tried,
         )
+        self._turned = self.clock.monotonic()
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
             rescued = leases.rescue(tx)
+            owners = tenants.of_jobs(tx, rescued)
         for job_id in rescued:
-            log.warning("rescued", job_id=job_id)
+            log.warning("rescued", job_id=job_id, tenant_id=owners[job_id])
+        self.metrics.rescued.inc(len(rescued))
         with self.database.transaction() as tx:
             seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
-        return carry_out(
+        sent = carry_out(
             self.database,
             self.app,
             plan(seen),
             deadline_seconds=self.settings.dispatch_deadline_seconds,
         )
+        self.metrics.dispatched.inc(sent)
+        return sent
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""
@@ -76,7 +89,9 @@ class Scheduler:
         )
         thread.start()
         sender.start()
-        self._loop("tick", lambda: self.tick() < 0)
+        probe = self._show()
+        self._loop("tick", self._round)
+        probe.stop()
         thread.join(timeout=10)
         sender.join(timeout=12)
         self.app.close()
@@ -86,6 +101,32 @@ class Scheduler:
         """Finish the round and leave."""
         self.stopping.set()
         self.sender.ended.set()
+
+    def alive(self) -> bool:
+        """Whether a round began lately, however it ended."""
+        return self.clock.monotonic() - self._turned < _STUCK_SECONDS
+
+    def _round(self) -> bool:
+        self._turned = self.clock.monotonic()
+        with self.metrics.tick():
+            self.tick()
+        return False
+
+    def _show(self) -> Probe:
+        """Metrics and health on `metrics_port`, if there is one."""
+        settings = self.settings
+        checks = service_checks(settings, self.database, self.store)
+        probe = Probe(self.metrics.text, checks, self.alive)
+        if settings.metrics_port:
+            gauges = Gauges(
+                self.database,
+                self.metrics,
+                self.clock,
+                worker_silence_seconds=settings.lease_seconds,
+            )
+            Thread(target=self._loop, args=("gauges", gauges.refresh), daemon=True).start()
+            probe.start(settings.metrics_host, settings.metrics_port)
+        return probe
 
     def _loop(self, what: str, once: Callable[[], bool]) -> None:
         """Call `once` again at once while it says True, else after a tick."""

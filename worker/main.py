@@ -22,12 +22,15 @@ from sqlalchemy import select
 
 from manylora import __version__, keys
 from manylora.celery_app import make_app
+from manylora.checks import service_checks
 from manylora.clock import SystemClock
 from manylora.errors import ManyloraError, UnavailableError, UsageError
 from manylora.ledger import bases, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, Worker
 from manylora.logs import configure
+from manylora.metrics import WorkerMetrics
+from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from worker.bases.fetch import ensure
@@ -69,6 +72,8 @@ class WorkerProcess:
             settings.database_url.get_secret_value(), pool_size=max(5, 2 * slots)
         )
         self.store = Store(settings)
+        self.metrics = WorkerMetrics()
+        self.metrics.slots.set(slots)
         self.stopping = Event()
         self.over = Event()
         self.serving: Base | None = None
@@ -83,6 +88,7 @@ class WorkerProcess:
     def run(self) -> None:
         """Until told to stop."""
         self._hear_signals()
+        probe = self._show()
         base = self._wait_for_base()
         if base is not None:
             heart = Thread(target=self._beat, daemon=True)
@@ -95,6 +101,7 @@ class WorkerProcess:
                 self.over.set()
                 if heart.is_alive():
                     heart.join()
+        probe.stop()
         if self.restart:
             log.info("worker.new_base")
             self.database.close()
@@ -103,6 +110,23 @@ class WorkerProcess:
         self.state = "gone"
         self._report_quietly()
         self.database.close()
+
+    def _show(self) -> Probe:
+        """Metrics and health on `metrics_port`, if there is one."""
+        checks = service_checks(self.settings, self.database, self.store)
+        probe = Probe(self.metrics.text, {**checks, "base": self._check_base})
+        self.metrics.trainer_restarts.set_function(lambda: self.link.restarts if self.link else 0)
+        if self.settings.metrics_port:
+            probe.start(self.settings.metrics_host, self.settings.metrics_port)
+        return probe
+
+    def _check_base(self) -> None:
+        """Raises: UnavailableError unless a base is held and jobs are taken."""
+        if self.state != "ready" or self.link is None or not self.link.ready.is_set():
+            raise UnavailableError(
+                f"the worker is {self.state}" + (f": {self.note}" if self.note else ""),
+                hint="a base is loaded in seconds to minutes; without one: manylora base list",
+            )
 
     def _hear_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -176,7 +200,13 @@ class WorkerProcess:
         assert self.link is not None
         assert self.queue is not None
         self.supervisor = supervisor = Supervisor(
-            self.settings, self.database, self.store, self.link, folder, self.id
+            self.settings,
+            self.database,
+            self.store,
+            self.link,
+            folder,
+            self.id,
+            metrics=self.metrics,
         )
         app = make_app(self.settings.broker_url.get_secret_value(), queues=(self.queue,))
         register(app, supervisor)

@@ -22,6 +22,7 @@ from manylora.errors import LostError, ManyloraError, TrainingError, Unavailable
 from manylora.ledger import events, leases
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, File, Job, Tenant
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from worker import checkpoint, prepare, publish
@@ -46,6 +47,7 @@ class Supervisor:
         base_folder: Path,
         worker_id: str,
         clock: Clock | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -54,12 +56,18 @@ class Supervisor:
         self.base_folder = base_folder
         self.worker_id = worker_id
         self.clock = clock or SystemClock()
+        self.metrics = metrics or WorkerMetrics()
         self.draining = Event()
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_lock = Lock()
 
     def run(self, job_id: str, attempt: int) -> str:
         """Work one attempt; returns how it ended: lost, succeeded, failed, released."""
+        with self.metrics.attempt() as ended:
+            ended.append(self._run(job_id, attempt))
+        return ended[0]
+
+    def _run(self, job_id: str, attempt: int) -> str:
         try:
             with self.database.transaction() as tx:
                 job = leases.claim(
@@ -71,8 +79,9 @@ class Supervisor:
                 )
         except LostError:
             return "lost"  # someone else has it, or the wake-up is stale
+        structlog.contextvars.bind_contextvars(tenant_id=str(job.tenant_id))
         log.info("job.claimed")
-        lease = Lease(self.database, self.settings, self.clock, job_id, attempt)
+        lease = Lease(self.database, self.settings, self.clock, job_id, attempt, self.metrics)
         folder = self.settings.folder("scratch") / f"{job_id}-{attempt:06d}"
         try:
             try:
@@ -143,9 +152,10 @@ class Supervisor:
         out, job.total_steps = Path(finished["folder"]), finished["step"]
         name = keys.adapter_name(job.base, tenant.name, job.suffix)
         described = publish.manifest(job, tenant.name, name, out, files, self.link.numerics)
-        published = publish.upload(self.store, job, out, described)
-        _end(lease)
-        publish.commit(self.database, job, published, self.worker_id, finished["tokens"])
+        with self.metrics.publish():
+            published = publish.upload(self.store, job, out, described)
+            _end(lease)
+            publish.commit(self.database, job, published, self.worker_id, finished["tokens"])
         log.info("job.published", adapter=name)
         return "succeeded"
 
@@ -202,6 +212,7 @@ class Supervisor:
                 event = message["ev"]
                 if event == "step":
                     _note_step(lease, message)
+                    self.metrics.step(message["point"].get("tokens", 0))
                     if self.draining.is_set():
                         self._told({"op": "leave", "key": key, "checkpoint": True})
                     elif not saving and now - saved_at > self.settings.checkpoint_seconds:
@@ -231,7 +242,8 @@ class Supervisor:
     def _save(self, job: Job, step: int, folder: Path) -> None:
         """Keep a checkpoint. An outage costs this checkpoint, not the job: it trains on."""
         try:
-            checkpoint.save(self.database, self.store, job, step, folder)
+            with self.metrics.checkpoint():
+                checkpoint.save(self.database, self.store, job, step, folder)
         except UnavailableError as error:
             log.warning("checkpoint.skipped", job_id=job.id, step=step, error=error.message)
 

@@ -17,6 +17,7 @@ from manylora.api.routes import adapters, bases, files, health, jobs, models, we
 from manylora.errors import UnavailableError
 from manylora.ledger.database import Database
 from manylora.logs import configure
+from manylora.metrics import ApiMetrics
 from manylora.settings import Settings
 from manylora.storage.store import Store
 
@@ -31,12 +32,13 @@ def create_app(settings: Settings) -> FastAPI:
         database.close()
 
     app = FastAPI(title="manylora", version=__version__, lifespan=lifespan)
-    app.state.context = Context(settings, database, Store(settings))
+    metrics = ApiMetrics()
+    app.state.context = Context(settings, database, Store(settings), metrics)
     problems.install(app)
     for part in (health, files, jobs, models, bases, adapters, webhooks):
         app.include_router(part.router)
 
-    app.add_middleware(Around, max_file_bytes=settings.max_file_bytes)
+    app.add_middleware(Around, max_file_bytes=settings.max_file_bytes, metrics=metrics)
     return app
 
 

@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "api": ("api:api", "Run the HTTP API."),
         "scheduler": ("scheduler:scheduler", "Run the scheduler."),
         "worker": ("worker:worker", "Run a worker for one base."),
+        "doctor": ("doctor:doctor", "Ask every part how it is, and say what to do."),
         "db": ("db:db", "Create or upgrade the database."),
     },
     "On this machine": {

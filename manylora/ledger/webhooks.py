@@ -282,6 +282,13 @@ def counts(tx: Session) -> dict[str, int]:
     return {"pending": 0, "dead": 0} | dict(rows.all())
 
 
+def longest_due(tx: Session) -> float:
+    """For how many seconds the longest due message has been due; 0 when none is."""
+    late = _NOW - func.min(Delivery.next_at)
+    age = tx.scalar(select(func.extract("epoch", late)).where(Delivery.state == "pending"))
+    return max(0.0, float(age or 0.0))
+
+
 def _of(tenant_id: uuid.UUID) -> tuple[Any, Any]:
     return Webhook.tenant_id == tenant_id, Webhook.deleted_at.is_(None)
 
