@@ -11,6 +11,7 @@ import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -115,6 +116,19 @@ class Settings(BaseSettings):
     def _networks(cls, value: str) -> str:
         ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
         return value
+
+    def secrets(self) -> frozenset[str]:
+        """Every secret value, of addresses the password: what must be in no log."""
+        found = set()
+        for name, value in self:
+            if not isinstance(value, SecretStr):
+                continue
+            text = value.get_secret_value()
+            if name.endswith("_url"):
+                text = text.rpartition("@")[0].rpartition("://")[2].partition(":")[2]
+                found.add(unquote(text))
+            found.add(text)
+        return frozenset(found - {""})
 
     def folder(self, name: Literal["bases", "scratch", "run"]) -> Path:
         """One of the folders under `home` that a setting of its own may move."""

@@ -145,7 +145,7 @@ class Scheduler:
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, settings.secrets())
     scheduler = Scheduler(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop())

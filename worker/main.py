@@ -168,6 +168,7 @@ class WorkerProcess:
             note=note,
             token_budget=self.settings.token_budget,
             memory_limit=self.settings.memory_limit,
+            log=(self.settings.log_level, self.settings.log_format),
         )
         self.link.start()
         while not self.link.ready.wait(0.5):
@@ -303,7 +304,7 @@ class WorkerProcess:
 
 def serve(settings: Settings, *, base: str | None, slots: int, device: str) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, settings.secrets())
     if slots < 1:
         raise UsageError(f"{slots} slots are no slots", hint="--slots 1 or more")
     worker = WorkerProcess(settings, base, slots, device)
