@@ -42,6 +42,16 @@ class Probe:
         self._alive = alive
         self._server: ThreadingHTTPServer | None = None
 
+    def show(self, host: str, port: int) -> None:
+        """As `start`, for a process that has better to do than to be looked at: where it cannot
+        listen, its log says so, and it goes on unseen. Port 0 is none."""
+        if not port:
+            return
+        try:
+            self.start(host, port)
+        except UnavailableError as error:
+            log.error("probe.not_up", error=error.message, hint=error.hint)
+
     def start(self, host: str, port: int) -> int:
         """Listen on the first free port of `PORTS` from this one on; returns it.
 

@@ -125,7 +125,7 @@ class Scheduler:
                 worker_silence_seconds=settings.lease_seconds,
             )
             Thread(target=self._loop, args=("gauges", gauges.refresh), daemon=True).start()
-            probe.start(settings.metrics_host, settings.metrics_port)
+        probe.show(settings.metrics_host, settings.metrics_port)
         return probe
 
     def _loop(self, what: str, once: Callable[[], bool]) -> None:

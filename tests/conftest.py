@@ -86,6 +86,8 @@ def leave_nothing_open(database):
             "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
             " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
             "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
+            "UPDATE deliveries SET state = 'dead', settled_at = clock_timestamp()"
+            " WHERE state = 'pending'",
             "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",
         ):
             tx.execute(text(statement))

@@ -116,8 +116,7 @@ class WorkerProcess:
         checks = service_checks(self.settings, self.database, self.store)
         probe = Probe(self.metrics.text, {**checks, "base": self._check_base})
         self.metrics.trainer_restarts.set_function(lambda: self.link.restarts if self.link else 0)
-        if self.settings.metrics_port:
-            probe.start(self.settings.metrics_host, self.settings.metrics_port)
+        probe.show(self.settings.metrics_host, self.settings.metrics_port)
         return probe
 
     def _check_base(self) -> None:

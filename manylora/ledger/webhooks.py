@@ -33,6 +33,8 @@ TYPES: Final = {
 }
 #: tries before a message is given up; with the pauses below they take about a day
 MOST_ATTEMPTS: Final = 16
+#: and the age at which an endpoint that hangs, and so is tried seldom, gets no more than three
+_MOST_AGE, _FEWEST_ATTEMPTS = dt.timedelta(days=2), 3
 _FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 15.0, 4 * 3600.0, 0.1
 #: how long what is settled is shown
 KEPT_DAYS: Final = 30
@@ -220,7 +222,9 @@ def delivered(tx: Session, one: Claimed, status: int) -> None:
 def failed(tx: Session, one: Claimed, *, status: int | None, error: str) -> str:
     """The endpoint has not taken it: it is tried again after a pause, or given up with an event
     in the job's history. Returns the state it is in now; "" when the claim was lost."""
-    dead = one.attempt >= MOST_ATTEMPTS
+    now = tx.scalar(select(_NOW)) or one.created_at
+    old = now - one.created_at > _MOST_AGE and one.attempt >= _FEWEST_ATTEMPTS
+    dead = old or one.attempt >= MOST_ATTEMPTS
     values: dict[str, Any] = {"last_status": status, "last_error": error}
     if dead:
         values |= {"state": "dead", "settled_at": _NOW}

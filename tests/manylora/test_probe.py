@@ -4,6 +4,7 @@ import socket
 
 import httpx2
 import pytest
+import structlog
 
 from manylora.errors import UnavailableError
 from manylora.metrics import SchedulerMetrics
@@ -82,6 +83,14 @@ def test_an_address_that_is_not_here_is_said_so():
     with pytest.raises(UnavailableError, match="cannot be listened on") as refused:
         Probe(bytes, {}).start("192.0.2.1", free_port())
     assert "MANYLORA_METRICS_HOST" in refused.value.hint
+
+
+def test_a_process_that_cannot_be_looked_at_goes_on():
+    with structlog.testing.capture_logs() as said:
+        Probe(bytes, {}).show("192.0.2.1", free_port())
+        Probe(bytes, {}).show("192.0.2.1", 0)
+    (line,) = said
+    assert (line["event"], line["log_level"]) == ("probe.not_up", "error")
 
 
 def test_no_free_port_is_said_so(monkeypatch):

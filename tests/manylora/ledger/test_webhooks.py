@@ -185,6 +185,21 @@ def test_failures_are_tried_again_for_a_day_then_given_up_with_an_event(ledger):
     assert last.data == {"webhook": mine, "message": one.message_id}
 
 
+def test_what_is_two_days_old_gets_three_tries(ledger):
+    """An endpoint that hangs is tried seldom: its backlog must not grow for ever."""
+    add(ledger)
+    end(ledger)
+    with ledger.transaction() as tx:
+        tx.execute(text("UPDATE deliveries SET created_at = created_at - interval '49 hours'"))
+    states = []
+    for _ in range(3):
+        make_due(ledger)
+        (one,) = claim(ledger)
+        with ledger.transaction() as tx:
+            states.append(webhooks.failed(tx, one, status=None, error="no answer"))
+    assert states == ["pending", "pending", "dead"]
+
+
 def test_pauses_double_to_four_hours_and_differ_by_a_tenth():
     def of(message, attempt):
         now = dt.datetime.now(dt.UTC)
