@@ -118,7 +118,7 @@ class SchedulerMetrics(_Part):
             "Jobs queued again because their worker, or their wake-up, was lost",
         )
         self.jobs = self._gauge(
-            "jobs", "Jobs that have not ended, by base and state", "base", "state"
+            "jobs", "Jobs that wait for a worker or are at work, by base and state", "base", "state"
         )
         self.oldest_waiting = self._gauge(
             "jobs_oldest_waiting_seconds",

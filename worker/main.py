@@ -39,6 +39,8 @@ from worker.tasks import register
 from worker.trainer.link import TrainerLink
 
 log = structlog.get_logger(__name__)
+#: a worker that has not tried to report for that long has stopped turning
+_STUCK_SECONDS = 120.0
 
 
 def pick_device(asked: str) -> str:
@@ -84,6 +86,7 @@ class WorkerProcess:
         self.queue: str | None = None
         self.restart = False
         self.link: TrainerLink | None = None
+        self._reported = self.clock.monotonic()
 
     def run(self) -> None:
         """Until told to stop."""
@@ -114,7 +117,7 @@ class WorkerProcess:
     def _show(self) -> Probe:
         """Metrics and health on `metrics_port`, if there is one."""
         checks = service_checks(self.settings, self.database, self.store)
-        probe = Probe(self.metrics.text, {**checks, "base": self._check_base})
+        probe = Probe(self.metrics.text, {**checks, "base": self._check_base}, self.alive)
         self.metrics.trainer_restarts.set_function(lambda: self.link.restarts if self.link else 0)
         probe.show(self.settings.metrics_host, self.settings.metrics_port)
         return probe
@@ -266,7 +269,12 @@ class WorkerProcess:
             self.supervisor.draining.set()
         celery_state.should_stop = 0  # a warm shutdown, and the exit code 0
 
+    def alive(self) -> bool:
+        """Whether this worker tried to report lately, whatever came of it."""
+        return self.clock.monotonic() - self._reported < _STUCK_SECONDS
+
     def _report(self) -> Worker:
+        self._reported = self.clock.monotonic()
         columns: dict[str, Any] = {
             "device_kind": self.kind,
             "slots": self.slots,

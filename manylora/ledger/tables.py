@@ -99,6 +99,7 @@ class Delivery(Table):
         CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="deliveries_settled"),
         UniqueConstraint("webhook_id", "job_id", "type", name="deliveries_once"),
         Index("deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("deliveries_dead", "webhook_id", postgresql_where=text("state = 'dead'")),
         Index("deliveries_of_webhook", "webhook_id", "created_at", "message_id"),
         Index("deliveries_ended", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     )

@@ -73,6 +73,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'pending'"),
     )
     op.create_index(
+        "deliveries_dead",
+        "deliveries",
+        ["webhook_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'dead'"),
+    )
+    op.create_index(
         "deliveries_ended",
         "deliveries",
         ["settled_at"],

@@ -16,6 +16,10 @@ from tests.conftest import WORDS
 from tests.e2e.conftest import Cli
 from tests.manylora.test_probe import free_port
 from tests.scheduler.receiver import Receiver
+from tests.worker.conftest import until
+
+SLOTS = "manylora_slots", (("base", "tiny"),)
+DELIVERED = "manylora_webhooks_tries_total", (("outcome", "delivered"),)
 
 
 def read_env(path):
@@ -60,16 +64,22 @@ class Lived:
         cli("fetch", "mine", "-o", folder / "out")
         url, key = self.client["MANYLORA_API_URL"], self.client["MANYLORA_API_KEY"]
         auth = {"Authorization": f"Bearer {key}"}
-        adapter = httpx2.get(f"{url}/v1/manylora/adapters/mine", headers=auth).json()
+        adapter = httpx2.get(f"{url}/v1/manylora/adapters/mine", headers=auth, timeout=60).json()
         signed = parse_qs(urlsplit(adapter["manifest"]["url"]).query)
         wrong = f"ml_{'0' * 12}_{uuid.uuid4().hex}{'x' * 11}"
-        httpx2.get(f"{url}/v1/models", params={"key": key, "wrong": wrong})
-        httpx2.get(f"{url}/v1/models/{wrong}", headers={"Authorization": f"Bearer {wrong}"})
+        httpx2.get(f"{url}/v1/models", params={"key": key, "wrong": wrong}, timeout=60)
+        httpx2.get(
+            f"{url}/v1/models/{wrong}", headers={"Authorization": f"Bearer {wrong}"}, timeout=60
+        )
         self.doctor = cli("doctor", "--json")
+        # Gauges are read every few seconds, and a resolver may think long about a name.
+        until(lambda: self.scrape(url)["scheduler"].get(SLOTS) == 2)
+        until(lambda: self.scrape(url)["scheduler"][DELIVERED] == 1)
         self.shown = self.scrape(url)
-        self.deliveries = json.loads(
-            cli("webhook", "deliveries", self.unreachable["id"], "--json").stdout
-        )["data"]
+        listed = f"{url}/v1/manylora/webhooks/{self.unreachable['id']}/deliveries"
+        until(lambda: httpx2.get(listed, headers=auth).json()["data"][0]["last_error"])
+        told = cli("webhook", "deliveries", self.unreachable["id"], "--json").stdout
+        self.deliveries = json.loads(told)["data"]
         kept = json.loads((cli.home / "credentials.json").read_text())
         self.secrets = {
             *(value for value in kept.values() if isinstance(value, str)),
@@ -84,9 +94,10 @@ class Lived:
             (self.cli.home / "logs" / f"{name}.log").read_text() for name in ("scheduler", "worker")
         )
         lines = [json.loads(line) for line in log.splitlines() if '"probe.up"' in line]
-        found = {"api": httpx2.get(f"{url}/metrics").text}
+        found = {"api": httpx2.get(f"{url}/metrics", timeout=60).text}
         for line in lines:
-            part = line["logger"] and httpx2.get(f"http://127.0.0.1:{line['port']}/metrics").text
+            address = f"http://127.0.0.1:{line['port']}/metrics"
+            part = httpx2.get(address, timeout=60).text
             found["worker" if "manylora_worker_slots" in part else "scheduler"] = part
         return {
             part: {
@@ -128,9 +139,8 @@ def test_every_part_shows_its_metrics(lived):
     assert shown["worker"]["manylora_worker_attempts_total", (("outcome", "succeeded"),)] == 1
     assert shown["worker"]["manylora_worker_steps_total", ()] > 0
     assert shown["scheduler"]["manylora_scheduler_dispatched_total", ()] == 1
-    assert shown["scheduler"]["manylora_slots", (("base", "tiny"),)] == 2
-    tries = shown["scheduler"]["manylora_webhooks_tries_total", (("outcome", "delivered"),)]
-    assert tries == 1
+    assert shown["scheduler"][SLOTS] == 2
+    assert shown["scheduler"][DELIVERED] == 1
     submit = (("method", "POST"), ("route", "/v1/fine_tuning/jobs"), ("status", "200"))
     assert shown["api"]["manylora_api_requests_total", submit] == 1
 

@@ -38,7 +38,7 @@ def refuse():
 
 
 def test_metrics_are_text_prometheus_reads(start):
-    answer = httpx2.get(f"{start()}/metrics?x=1")
+    answer = httpx2.get(f"{start()}/metrics?x=1", timeout=60)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b'manylora_part_info{part="scheduler"' in answer.content
@@ -48,16 +48,16 @@ def test_metrics_are_text_prometheus_reads(start):
 def test_alive_and_stuck(start):
     turning = [True]
     url = start(alive=lambda: turning[0])
-    assert httpx2.get(f"{url}/healthz").json()["status"] == "ok"
+    assert httpx2.get(f"{url}/healthz", timeout=60).json()["status"] == "ok"
     turning[0] = False
-    answer = httpx2.get(f"{url}/healthz")
+    answer = httpx2.get(f"{url}/healthz", timeout=60)
     assert (answer.status_code, answer.json()["status"]) == (503, "stuck")
 
 
 def test_ready_and_not(start):
-    answer = httpx2.get(f"{start({'a': lambda: None})}/readyz")
+    answer = httpx2.get(f"{start({'a': lambda: None})}/readyz", timeout=60)
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "checks": {"a": "ok"}})
-    answer = httpx2.get(f"{start({'a': lambda: None, 'b': refuse})}/readyz")
+    answer = httpx2.get(f"{start({'a': lambda: None, 'b': refuse})}/readyz", timeout=60)
     assert answer.status_code == 503
     assert answer.json() == {
         "ready": False,
@@ -67,9 +67,9 @@ def test_ready_and_not(start):
 
 def test_nothing_else_is_answered(start):
     url = start()
-    assert httpx2.get(f"{url}/").status_code == 404
-    assert httpx2.get(f"{url}/../etc/passwd").status_code == 404
-    assert httpx2.post(f"{url}/metrics").status_code == 501
+    assert httpx2.get(f"{url}/", timeout=60).status_code == 404
+    assert httpx2.get(f"{url}/../etc/passwd", timeout=60).status_code == 404
+    assert httpx2.post(f"{url}/metrics", timeout=60).status_code == 501
 
 
 def test_each_process_takes_the_next_free_port(start):

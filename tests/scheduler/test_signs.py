@@ -137,18 +137,21 @@ def test_its_probe_answers_while_it_runs(service, monkeypatch):
     try:
         assert ticked.wait(30)
         url = f"http://127.0.0.1:{ports[0]}"
-        assert httpx2.get(f"{url}/healthz").json()["status"] == "ok"
+        assert httpx2.get(f"{url}/healthz", timeout=60).json()["status"] == "ok"
         ready = httpx2.get(f"{url}/readyz", timeout=30)
         assert ready.json()["checks"] == dict.fromkeys(
             ("database", "schema", "store", "broker", "scheduler"), "ok"
         )
-        assert b"manylora_scheduler_tick_seconds_count" in httpx2.get(f"{url}/metrics").content
+        assert (
+            b"manylora_scheduler_tick_seconds_count"
+            in httpx2.get(f"{url}/metrics", timeout=60).content
+        )
     finally:
         scheduler.stop()
         thread.join(30)
     assert not thread.is_alive()
     with pytest.raises(httpx2.ConnectError):
-        httpx2.get(f"{url}/healthz")
+        httpx2.get(f"{url}/healthz", timeout=60)
 
 
 def test_a_round_that_never_ends_is_not_alive(service):

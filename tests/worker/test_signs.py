@@ -33,16 +33,26 @@ def process(service):
     made.database.close()
 
 
+def test_a_worker_that_stopped_reporting_is_not_alive(process):
+    assert process.alive()
+    process._reported -= 121
+    assert not process.alive()
+    process._report()
+    assert process.alive()
+    process.state = "gone"
+    process._report()
+
+
 def test_its_probe_says_what_it_waits_for(process, service):
     with service.database.transaction() as tx:
         workers.tick(tx, "test")
     probe = process._show()
     try:
         url = f"http://127.0.0.1:{probe._server.server_port}"
-        shown = httpx2.get(f"{url}/metrics").text
+        shown = httpx2.get(f"{url}/metrics", timeout=60).text
         assert "manylora_worker_slots 3.0" in shown
         assert "manylora_worker_trainer_restarts 0.0" in shown
-        assert httpx2.get(f"{url}/healthz").status_code == 200
+        assert httpx2.get(f"{url}/healthz", timeout=60).status_code == 200
         ready = httpx2.get(f"{url}/readyz", timeout=30)
         assert ready.status_code == 503
         checks = ready.json()["checks"]

@@ -12,7 +12,7 @@ def scrape(api):
     """scrape() -> {(name, labels): value} of the API's samples."""
 
     def samples():
-        answer = httpx2.get(f"{api}/metrics")
+        answer = httpx2.get(f"{api}/metrics", timeout=60)
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain")
         return {
@@ -35,9 +35,9 @@ def test_requests_and_errors_are_counted(api, http, scrape):
         client.get(f"/v1/fine_tuning/jobs/ftjob-{uuid.uuid4().hex}")
     client.get("/v1/fine_tuning/jobs")
     client.post("/v1/fine_tuning/jobs", content=b" " * (2 << 20))
-    httpx2.get(f"{api}/v1/models")
+    httpx2.get(f"{api}/v1/models", timeout=60)
     httpx2.get(f"{api}/no/{uuid.uuid4().hex}")
-    httpx2.request("BREW", f"{api}/healthz")
+    httpx2.request("BREW", f"{api}/healthz", timeout=60)
     seen = scrape()
     assert requests(seen, "GET", "/v1/fine_tuning/jobs/{job_id}", "404") == 2
     assert requests(seen, "GET", "/v1/fine_tuning/jobs", "200") == 1
@@ -62,7 +62,7 @@ def test_no_value_of_a_client_is_in_a_label(api, http, scrape):
     mark = uuid.uuid4().hex
     client.get(f"/v1/fine_tuning/jobs/ftjob-{mark}", params={"q": mark})
     client.get(f"/v1/models/{mark}")
-    httpx2.get(f"{api}/{mark}", headers={"x-request-id": mark})
+    httpx2.get(f"{api}/{mark}", headers={"x-request-id": mark}, timeout=60)
     assert mark not in str(scrape().keys())
 
 
@@ -72,7 +72,7 @@ def test_a_mistake_of_the_servers_is_an_internal_error(serve, service, monkeypat
 
     monkeypatch.setattr("manylora.api.routes.health.ask", broken)
     base = serve(service.settings)
-    assert httpx2.get(f"{base}/readyz").status_code == 500
-    shown = httpx2.get(f"{base}/metrics").text
+    assert httpx2.get(f"{base}/readyz", timeout=60).status_code == 500
+    shown = httpx2.get(f"{base}/metrics", timeout=60).text
     assert 'manylora_api_errors_total{code="internal_error"} 1.0' in shown
     assert 'route="/readyz",status="500"} 1.0' in shown
