@@ -7,6 +7,7 @@ It reads, but for one small object that it writes to the bucket and deletes agai
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 import time
@@ -21,7 +22,13 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from manylora import __version__, checks, keys
-from manylora.errors import IntegrityError, ManyloraError, NotFoundError, UsageError
+from manylora.errors import (
+    IntegrityError,
+    ManyloraError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from manylora.ledger import schema, webhooks, workers
 from manylora.ledger.database import Database
 from manylora.ledger.states import JobState
@@ -201,7 +208,14 @@ def _store(store: Store) -> Answer:
             f"there is no bucket {store.bucket}",
             hint="deploy/migrate.py makes it; or set MANYLORA_S3_BUCKET",
         ) from error
-    key = keys.probe_key()
+    except UnavailableError as error:
+        if "Credentials" not in error.message:
+            raise
+        raise UnavailableError(
+            "there is no key for the object store",
+            hint="set MANYLORA_S3_ACCESS_KEY and MANYLORA_S3_SECRET_KEY",
+        ) from error
+    key = keys.probe_key(secrets.token_hex(8))
     try:
         store.put_bytes(key, b"one", if_absent=True)
         if store.get_bytes(key) != b"one":

@@ -8,7 +8,7 @@ reach into another tenant's prefix. Layout of the bucket:
     t/{tenant}/j/{job}/a/{attempt:06d}/manifest.json              written last
     t/{tenant}/j/{job}/a/{attempt:06d}/ckpt/{step:08d}/{file}     a resumable checkpoint
     b/{fingerprint}/{file}                                        the files of a base
-    probe/{token}                                                 what `doctor` writes and deletes
+    probe/{random}                                                a worker's question to the store
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ def checkpoint_prefix(tenant_id: str, job: str, attempt: int, step: int) -> str:
     return f"{attempt_prefix(tenant_id, job, attempt)}/ckpt/{step:08d}"
 
 
+def probe_key(token: str) -> str:
+    """An object of no meaning, written and deleted to see what the store can do."""
+    return f"probe/{token}"
+
+
 def base_key(fingerprint: str, file: str) -> str:
     """One file of a base."""
     return f"b/{fingerprint}/{safe_file(file)}"
-
-
-def probe_key() -> str:
-    """A key of its own for trying the store out."""
-    return f"probe/{_token(22)}"
 
 
 def pool_name(base: str, device_kind: str) -> str:

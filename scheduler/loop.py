@@ -90,7 +90,7 @@ class Scheduler:
         thread.start()
         sender.start()
         probe = self._show()
-        self._loop("tick", self._round)
+        self._loop("tick", self._turn)
         probe.stop()
         thread.join(timeout=10)
         sender.join(timeout=12)
@@ -106,7 +106,7 @@ class Scheduler:
         """Whether a round began lately, however it ended."""
         return self.clock.monotonic() - self._turned < _STUCK_SECONDS
 
-    def _round(self) -> bool:
+    def _turn(self) -> bool:
         self._turned = self.clock.monotonic()
         with self.metrics.tick():
             self.tick()

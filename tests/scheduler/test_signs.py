@@ -101,7 +101,7 @@ def test_a_scheduler_counts_its_rounds_dispatches_and_rescues(service, ledger):
     scheduler = Scheduler(service.settings)
     try:
         lost = ledger.running(ttl=0.0)
-        scheduler._round()
+        scheduler._turn()
         show = scheduler.metrics
         assert ledger.get(lost).state == "queued"
         assert value(show, "scheduler_rescued_total") == 1
@@ -115,7 +115,7 @@ def test_a_scheduler_counts_its_rounds_dispatches_and_rescues(service, ledger):
                 text("UPDATE workers SET fingerprint = :f WHERE id = 'w9'"),
                 {"f": ledger.base.fingerprint},
             )
-        scheduler._round()
+        scheduler._turn()
         assert ledger.get(lost).state == "dispatched"
         assert value(show, "scheduler_dispatched_total") == 1
     finally:
@@ -161,7 +161,7 @@ def test_a_round_that_never_ends_is_not_alive(service):
         assert scheduler.alive()
         clock.now += 121
         assert not scheduler.alive()
-        scheduler._round()
+        scheduler._turn()
         assert scheduler.alive()
     finally:
         scheduler.app.close()
