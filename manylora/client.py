@@ -172,6 +172,16 @@ class Client:
         gone: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/cancel")
         return gone
 
+    def pause(self, job_id: str) -> Json:
+        """Hold a job back; one that runs is paused at its next checkpoint."""
+        held: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/pause")
+        return held
+
+    def resume(self, job_id: str) -> Json:
+        """Let a paused job go on."""
+        going: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/resume")
+        return going
+
     def events(self, job_id: str, limit: int = 100) -> Iterator[Json]:
         """A job's events, newest first."""
         return self._pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit)

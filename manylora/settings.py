@@ -56,18 +56,57 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = Field(None, description="S3 access key")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
 
+    s3_multipart_bytes: int = Field(
+        8 * 2**20, gt=0, description="files larger than this go to the store in parts, bytes"
+    )
+
     key_pepper: SecretStr = Field(
         SecretStr(""), description="server-side secret that API keys are hashed with"
     )
 
     tick_seconds: float = Field(1.0, gt=0, description="seconds between two scheduling rounds")
     dispatch_deadline_seconds: float = Field(
-        45.0, gt=0, description="a wake-up not claimed by then is sent again"
+        45.0, gt=0, description="a job no worker took by then is queued again"
+    )
+    resend_seconds: float = Field(
+        15.0, gt=0, description="a wake-up no worker took by then is sent again"
     )
     heartbeat_seconds: float = Field(10.0, gt=0, description="seconds between two lease renewals")
     lease_seconds: float = Field(60.0, gt=0, description="a lease not renewed for so long is lost")
+    most_failures_lost: int = Field(
+        3, ge=1, description="a job whose workers died so often is failed"
+    )
+    most_failures_oom: int = Field(
+        2, ge=1, description="a job that ran out of memory so often is failed"
+    )
+    most_failures_infra: int = Field(
+        5, ge=1, description="a job that store, disk or the like let down so often is failed"
+    )
+    most_preemptions: int = Field(
+        50, ge=0, description="how often a job makes room for one of higher priority; 0: never"
+    )
     checkpoint_seconds: float = Field(
-        300.0, gt=0, description="seconds between two checkpoints of a job"
+        300.0, gt=0, description="most seconds between two checkpoints of a job"
+    )
+    failure_seconds: float = Field(
+        14_400.0, gt=0, description="expected seconds between two failures of a worker"
+    )
+    patience_seconds: float = Field(
+        1800.0, ge=0, description="how long a job sits out an outage of the store or the database"
+    )
+    exact_wait_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="how long a job waits for a worker of its checkpoint's numerics",
+    )
+    drain_seconds: float = Field(
+        20.0, gt=0, description="a worker told to stop waits so long for its jobs' last step"
+    )
+    sweep_seconds: float = Field(
+        600.0, gt=0, description="seconds between two sweeps of the bucket"
+    )
+    sweep_grace_seconds: float = Field(
+        86_400.0, ge=0, description="what an ended job left in the bucket stays so long"
     )
     stall_seconds: float = Field(
         300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
@@ -107,6 +146,9 @@ class Settings(BaseSettings):
         le=65535,
         description="first of 32 ports of which each scheduler and worker takes a free one for its "
         "metrics and health; 0 means none",
+    )
+    crash_at: str | None = Field(
+        None, description="for tests only: NAME:N ends the process at a point of the code"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")

@@ -86,7 +86,6 @@ def _decide(
                     job_id,
                     "accept",
                     actor="scheduler",
-                    message="Files validated, moving job to queued state",
                     examples=examples,
                 )
             else:
@@ -96,11 +95,9 @@ def _decide(
                     job_id,
                     "reject",
                     actor="scheduler",
-                    level="error",
-                    message=message,
-                    error_code=code,
-                    error_message=message,
-                    error_param=param,
+                    told=message,
+                    code=code,
+                    param=param,
                 )
         log.info("intake.done", refused=refusal[0] if refusal else None)
     except LostError:

@@ -11,6 +11,7 @@ from threading import Event, Thread
 
 import structlog
 
+from manylora import crash
 from manylora.celery_app import make_app
 from manylora.checks import service_checks
 from manylora.clock import Clock, SystemClock
@@ -18,19 +19,21 @@ from manylora.datasets.limits import Limits
 from manylora.destinations import Allowed
 from manylora.errors import ManyloraError, UnavailableError
 from manylora.ledger import leases, tenants, workers
-from manylora.ledger.database import Database
+from manylora.ledger.database import Database, times
 from manylora.logs import configure
 from manylora.metrics import SchedulerMetrics
 from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
+from scheduler.contact import Contact
 from scheduler.deliver import Sender
-from scheduler.dispatch import carry_out
+from scheduler.dispatch import carry_out, wake
 from scheduler.gauges import Gauges
 from scheduler.intake import intake_one
 from scheduler.planner import plan
 from scheduler.post import Post
+from scheduler.prune import prune
 
 log = structlog.get_logger(__name__)
 #: a round that takes longer is taken for one that never ends
@@ -47,6 +50,7 @@ class Scheduler:
         self.database = Database(settings.database_url.get_secret_value())
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
+        self.contact = Contact(settings.lease_seconds)
         self.stopping = Event()
         self.metrics = SchedulerMetrics()
         self.sender = Sender(
@@ -59,27 +63,43 @@ class Scheduler:
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
+        try:
+            return self._round()
+        except UnavailableError:
+            self.contact.broke()
+            raise
+
+    def _round(self) -> int:
+        settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
-            rescued = leases.rescue(tx)
+            self.contact.saw(self.clock.monotonic(), *times(tx))
+            settled = self.contact.settled
+            rescued = leases.rescue(tx, leases=settled, most_failures=settings.most_failures_lost)
+            again = leases.resend(tx, resend_seconds=settings.resend_seconds)
             owners = tenants.of_jobs(tx, rescued)
         for job_id in rescued:
             log.warning("rescued", job_id=job_id, tenant_id=owners[job_id])
         self.metrics.rescued.inc(len(rescued))
+        wake(self.app, again, settings)
         with self.database.transaction() as tx:
-            seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
-        sent = carry_out(
-            self.database,
-            self.app,
-            plan(seen),
-            deadline_seconds=self.settings.dispatch_deadline_seconds,
-        )
+            seen = snapshot.read(
+                tx,
+                worker_silence_seconds=settings.lease_seconds,
+                most_preemptions=settings.most_preemptions,
+                settled=settled,
+            )
+        sent = carry_out(self.database, self.app, plan(seen), settings)
         self.metrics.dispatched.inc(sent)
         return sent
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""
         return intake_one(self.database, self.store, Limits.from_settings(self.settings))
+
+    def sweep(self) -> bool:
+        """Clear the bucket of what ended jobs left; True when there may be more."""
+        return prune(self.database, self.store, self.settings.sweep_grace_seconds)
 
     def run(self) -> None:
         """Rounds until `stop`."""
@@ -89,6 +109,8 @@ class Scheduler:
         )
         thread.start()
         sender.start()
+        sweeps = "sweep", self.sweep, self.settings.sweep_seconds
+        Thread(target=self._loop, args=sweeps, daemon=True).start()
         probe = self._show()
         self._loop("tick", self._turn)
         probe.stop()
@@ -128,8 +150,8 @@ class Scheduler:
         probe.show(settings.metrics_host, settings.metrics_port)
         return probe
 
-    def _loop(self, what: str, once: Callable[[], bool]) -> None:
-        """Call `once` again at once while it says True, else after a tick."""
+    def _loop(self, what: str, once: Callable[[], bool], every: float | None = None) -> None:
+        """Call `once` again at once while it says True, else after `every` seconds or a tick."""
         while not self.stopping.is_set():
             try:
                 more = once()
@@ -140,12 +162,13 @@ class Scheduler:
                 log.error(f"{what}.failed", error=error.message, code=error.error_code)
                 more = False
             if not more:
-                self.clock.wait(self.stopping, self.settings.tick_seconds)
+                self.clock.wait(self.stopping, every or self.settings.tick_seconds)
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     configure(settings.log_level, settings.log_format, settings.secrets())
+    crash.arm(settings.crash_at)
     scheduler = Scheduler(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop())

@@ -97,7 +97,7 @@ def leave_nothing_open(database):
     with database.transaction() as tx:
         for statement in (
             "UPDATE attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL",
-            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
+            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL, wish = NULL"
             " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
             "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
             "UPDATE deliveries SET state = 'dead', settled_at = clock_timestamp()"
@@ -122,9 +122,14 @@ def write_tokenizer(path):
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
     """A tiny Llama with a tokenizer, as a folder `base add --from` takes."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def write_tiny_model(folder):
+    """The tiny Llama in `folder`; the same weights each time."""
     from tests.lora_core.models import tiny
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
+    folder.mkdir(parents=True, exist_ok=True)
     tiny("llama").save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(

@@ -21,7 +21,8 @@ _FLUSH_SECONDS = 1.0
 
 
 class Lease:
-    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone."""
+    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone; `wish` is
+    what was wished of the worker at the last renewal ("pause", "preempt" or None): hand it back."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Lease:
         self.job_id = job_id
         self.attempt = attempt
         self.lost = Event()
+        self.wish: str | None = None
         self._database = database
         self._settings = settings
         self._clock = clock
@@ -63,6 +65,11 @@ class Lease:
             if note is not None:
                 self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
+    def at(self, step: int, total: int | None) -> None:
+        """Where the job stands before this attempt's first step."""
+        with self._lock:
+            self._step, self._total = step, total
+
     def flush(self) -> None:
         """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
         with self._lock:
@@ -71,7 +78,7 @@ class Lease:
             step, total, seconds = self._step, self._total, self._seconds
         try:
             with self._database.transaction() as tx:
-                leases.renew(
+                wish = leases.renew(
                     tx,
                     self.job_id,
                     self.attempt,
@@ -92,6 +99,7 @@ class Lease:
                 self._points[:0] = points
                 self._notes[:0] = notes
             raise
+        self.wish = wish
 
     def close(self) -> None:
         """Renew no more."""

@@ -20,7 +20,7 @@ from celery import signals
 from celery.worker import state as celery_state
 from sqlalchemy import select
 
-from manylora import __version__, keys
+from manylora import __version__, crash, keys
 from manylora.celery_app import make_app
 from manylora.checks import service_checks
 from manylora.clock import SystemClock
@@ -41,6 +41,7 @@ from worker.trainer.link import TrainerLink
 log = structlog.get_logger(__name__)
 #: a worker that has not tried to report for that long has stopped turning
 _STUCK_SECONDS = 120.0
+_STOP_SECONDS = 3.0
 
 
 def pick_device(asked: str) -> str:
@@ -100,7 +101,8 @@ class WorkerProcess:
             finally:
                 self._hear_signals()  # Celery put its own handlers in place
                 if self.link is not None:
-                    self.link.stop()
+                    # Every job has left, or its time is over: nothing here is worth a wait.
+                    self.link.stop(timeout=_STOP_SECONDS)
                 self.over.set()
                 if heart.is_alive():
                     heart.join()
@@ -132,9 +134,11 @@ class WorkerProcess:
 
     def _hear_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._told_to_stop())
+            signal.signal(number, self._told_to_stop)
 
-    def _told_to_stop(self) -> None:
+    def _told_to_stop(self, number: int, frame: Any) -> None:
+        if self.stopping.is_set():
+            _leave_now(number, frame)
         self.restart = False  # who is told to stop does not come back with another base
         self.stopping.set()
 
@@ -190,7 +194,10 @@ class WorkerProcess:
         """The base's folder; tries again while the store is away. None when stopped before."""
         while not self.stopping.is_set():
             try:
-                return ensure(self.store, self.settings.folder("bases"), base)
+                folder = ensure(self.store, self.settings.folder("bases"), base)
+                if not self.store.probe():
+                    log.warning("store.no_conditional_put")
+                return folder
             except ManyloraError as error:
                 self.note = f"cannot fetch {base.name}: {error.message}"
                 log.warning("worker.fetch", error=error.message)
@@ -218,6 +225,8 @@ class WorkerProcess:
             self.restart = False
             self.state = "draining"
             supervisor.draining.set()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _leave_now)
 
         signals.worker_shutting_down.connect(drain, weak=False)
         celery = app.Worker(
@@ -309,9 +318,16 @@ class WorkerProcess:
             log.warning("worker.report", error=error.message)
 
 
+def _leave_now(number: int, _: Any) -> None:
+    """Told a second time: not another moment. The trainer ends with this process, and the jobs come
+    back when their leases are over."""
+    os._exit(128 + number)
+
+
 def serve(settings: Settings, *, base: str | None, slots: int, device: str) -> None:
     """Run a worker until SIGTERM or SIGINT."""
     configure(settings.log_level, settings.log_format, settings.secrets())
+    crash.arm(settings.crash_at)
     if slots < 1:
         raise UsageError(f"{slots} slots are no slots", hint="--slots 1 or more")
     worker = WorkerProcess(settings, base, slots, device)

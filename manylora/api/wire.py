@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 
 from manylora.api.context import Context
 from manylora.ledger.states import ON_THE_WIRE, JobState
-from manylora.ledger.tables import Adapter, Base, Delivery, Event, File, Job, Webhook
+from manylora.ledger.tables import (
+    Adapter,
+    Base,
+    Checkpoint,
+    Delivery,
+    Event,
+    File,
+    Job,
+    Webhook,
+)
 
 Json = dict[str, Any]
 Row = TypeVar("Row")
@@ -85,6 +94,9 @@ def job(row: Job, adapter: Adapter | None, tenant: str, parts: Context) -> Json:
             "total_steps": row.total_steps,
             "priority": row.priority,
             "attempt": row.attempt,
+            "wish": row.wish,
+            "failures": row.failures,
+            "preemptions": row.preemptions,
             "waiting_for": row.waiting_for if row.state == JobState.QUEUED else None,
             "examples": row.examples,
             "base_fingerprint": row.base_fingerprint,
@@ -113,6 +125,24 @@ def event(row: Event) -> Json:
         "message": row.message,
         "type": row.type,
         "data": row.data,
+    }
+
+
+def checkpoint(row: Checkpoint, parts: Context) -> Json:
+    """A checkpoint object: the adapter as it was after an epoch."""
+    shown = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    return {
+        "object": "fine_tuning.job.checkpoint",
+        "id": row.id,
+        "created_at": seconds(row.created_at),
+        "fine_tuned_model_checkpoint": row.name,
+        "fine_tuning_job_id": row.job_id,
+        "step_number": row.step,
+        "metrics": {"step": row.step, **{k: row.metrics[k] for k in shown if k in row.metrics}},
+        "x": {
+            "adapter_uri": parts.store.uri(row.prefix),
+            "manifest_sha256": row.manifest_sha256,
+        },
     }
 
 

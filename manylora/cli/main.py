@@ -32,6 +32,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("logs:logs", "A job's events, oldest first."),
         "wait": ("wait:wait", "Wait until jobs end; exit with the worst of their fates."),
         "cancel": ("cancel:cancel", "Take jobs back."),
+        "pause": ("pause:pause", "Hold jobs back."),
+        "resume": ("resume:resume", "Let paused jobs go on."),
         "webhook": ("webhook:webhook", "Be told by HTTP when jobs end."),
     },
     "Adapters": {

@@ -57,3 +57,14 @@ class Database:
     def close(self) -> None:
         """Give every connection back."""
         self.engine.dispose()
+
+
+def times(tx: Session) -> tuple[float, float]:
+    """The database's time, in seconds since the epoch, and for how many seconds it has been up."""
+    now, up = tx.execute(
+        text(
+            "SELECT extract(epoch FROM t), extract(epoch FROM t - pg_postmaster_start_time())"
+            " FROM clock_timestamp() AS t"
+        )
+    ).one()
+    return float(now), float(up)

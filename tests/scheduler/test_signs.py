@@ -9,6 +9,7 @@ from sqlalchemy import text
 from manylora.ledger import workers
 from manylora.metrics import SchedulerMetrics
 from manylora.probe import Probe
+from scheduler.contact import Contact
 from scheduler.gauges import Gauges
 from scheduler.loop import Scheduler
 from tests.manylora.ledger.conftest import make_ledger
@@ -97,7 +98,8 @@ def test_a_base_with_jobs_and_no_worker_has_no_slots(ledger, gauges):
     assert value(metrics, "slots", base=ledger.base.name) is None
 
 
-def test_a_scheduler_counts_its_rounds_dispatches_and_rescues(service, ledger):
+def test_a_scheduler_counts_its_rounds_dispatches_and_rescues(service, ledger, monkeypatch):
+    monkeypatch.setattr(Contact, "settled", property(lambda _: True))
     scheduler = Scheduler(service.settings)
     try:
         lost = ledger.running(ttl=0.0)

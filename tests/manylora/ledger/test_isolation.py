@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from manylora import ledger as package
 from manylora.errors import NotFoundError
-from manylora.ledger import adapters, bases, events, files, jobs, webhooks
+from manylora.ledger import adapters, bases, checkpoints, events, files, jobs, webhooks
 from manylora.ledger.tables import Delivery
 
 
@@ -21,12 +21,17 @@ def hook(tx, job):
 #: how a stranger might ask each of them for a thing of this tenant
 ASK = {
     "jobs.get": lambda tx, who, job, file: jobs.get(tx, who, job),
+    "jobs.pause": lambda tx, who, job, file: jobs.pause(tx, who, job),
+    "jobs.resume": lambda tx, who, job, file: jobs.resume(tx, who, job),
     "jobs.cancel": lambda tx, who, job, file: jobs.cancel(tx, who, job),
     "jobs.page": lambda tx, who, job, file: jobs.page(tx, who, after=job, limit=9),
     "files.get": lambda tx, who, job, file: files.get(tx, who, file),
     "files.delete": lambda tx, who, job, file: files.delete(tx, who, file),
     "files.page": lambda tx, who, job, file: files.page(tx, who, after=file, limit=9),
     "adapters.find": lambda tx, who, job, file: adapters.find(tx, who, job),
+    "checkpoints.page": lambda tx, who, job, file: checkpoints.page(
+        tx, who, job, after=None, limit=9
+    ),
     "events.page": lambda tx, who, job, file: events.page(tx, who, job, after=None, limit=9),
     "webhooks.get": lambda tx, who, job, file: webhooks.get(tx, who, hook(tx, job)),
     "webhooks.remove": lambda tx, who, job, file: webhooks.remove(tx, who, hook(tx, job)),
@@ -62,7 +67,7 @@ def test_a_stranger_is_told_there_is_no_such_thing(ledger, stranger, ask):
     assert refused.value.http_status == 404
     assert ledger.books(job_id) == before
     with ledger.transaction() as tx:
-        if ask in {"jobs.cancel", "files.delete", "webhooks.remove"}:
+        if ask in {"jobs.cancel", "jobs.pause", "jobs.resume", "files.delete", "webhooks.remove"}:
             return  # the job is over; what becomes of the others is another test's
         assert ASK[ask](tx, ledger.tenant.id, job_id, ledger.file.id)
 

@@ -59,7 +59,7 @@ def end(ledger, how="cancel"):
     else:
         job_id = ledger.job("validating_files")
         with ledger.transaction() as tx:
-            jobs.move(tx, job_id, "reject", actor="scheduler", message="bad")
+            jobs.move(tx, job_id, "reject", actor="scheduler", told="bad", code="x", param=None)
     return job_id
 
 
