@@ -1,4 +1,5 @@
-"""Write the parts of docs/ that come from the code: settings, commands, errors, moves, the bucket.
+"""Write the parts of docs/ that come from the code: settings, commands, errors, metrics, moves, the
+bucket.
 
 `make docs` runs it; `python docs/generate.py --check` only says which files are not fresh.
 What stands outside of the markers is written by hand and left alone.
@@ -20,6 +21,7 @@ from manylora.cli.main import COMMANDS, LazyCommand, cli
 from manylora.errors import ManyloraError
 from manylora.ledger.moves import MOVES, Given, Guard, Now
 from manylora.ledger.states import JobState
+from manylora.metrics import ApiMetrics, SchedulerMetrics, WorkerMetrics
 from manylora.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -129,6 +131,19 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def metrics() -> str:
+    """Every metric of every part; what all processes show about themselves is left out."""
+    rows = []
+    for part, kind in (
+        ("API", ApiMetrics),
+        ("scheduler", SchedulerMetrics),
+        ("worker", WorkerMetrics),
+    ):
+        for name, type_, labels, meaning in kind().described():
+            rows.append((part, _code(name), type_, ", ".join(map(_code, labels)), meaning))
+    return _table(("part", "metric", "kind", "labels", "meaning"), rows)
+
+
 def _guard(guard: Guard) -> str:
     what = guard.value
     if isinstance(what, Now):
@@ -170,6 +185,7 @@ BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "commands": ("commands.md", commands),
     "errors": ("errors.md", errors),
+    "metrics": ("metrics.md", metrics),
     "moves": ("reliability.md", moves),
     "bucket": ("architecture.md", bucket),
 }

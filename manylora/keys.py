@@ -53,6 +53,16 @@ def checkpoint_id() -> str:
     return f"ftckpt_{_token(22)}"
 
 
+def webhook_id() -> str:
+    """A new public id of a webhook endpoint."""
+    return f"we_{_token(22)}"
+
+
+def message_id() -> str:
+    """A new public id of a message to webhook endpoints."""
+    return f"evt_{_token(24)}"
+
+
 def request_id() -> str:
     """A new id of one HTTP request."""
     return f"req_{_token(24)}"

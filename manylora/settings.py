@@ -8,10 +8,12 @@ Built once at a process's entry and handed down; nothing is read at import.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_HOME = "~/.manylora"
@@ -110,6 +112,13 @@ class Settings(BaseSettings):
         300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
     )
 
+    max_webhooks: int = Field(10, ge=0, le=100, description="most webhook endpoints of a tenant")
+    webhook_networks: str = Field(
+        "",
+        description="networks that webhooks may go to although they are not public, with commas: "
+        "127.0.0.0/8,10.1.0.0/16",
+    )
+
     device_hour_price: float = Field(0.10, ge=0, description="price of one device-hour")
     currency: str = Field("USD", description="currency of every price shown")
 
@@ -128,11 +137,40 @@ class Settings(BaseSettings):
     memory_limit: int | None = Field(
         None, gt=0, description="memory of a trainer, bytes; default nine tenths of the device's"
     )
+    metrics_host: str = Field(
+        "127.0.0.1", description="address a scheduler or a worker shows its metrics and health on"
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="first of 32 ports of which each scheduler and worker takes a free one for its "
+        "metrics and health; 0 means none",
+    )
     crash_at: str | None = Field(
         None, description="for tests only: NAME:N ends the process at a point of the code"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
+        return value
+
+    def secrets(self) -> frozenset[str]:
+        """Every secret value, of addresses the password: what must be in no log."""
+        found = set()
+        for name, value in self:
+            if not isinstance(value, SecretStr):
+                continue
+            text = value.get_secret_value()
+            if name.endswith("_url"):
+                text = text.rpartition("@")[0].rpartition("://")[2].partition(":")[2]
+                found.add(unquote(text))
+            found.add(text)
+        return frozenset(found - {""})
 
     def folder(self, name: Literal["bases", "scratch", "run", "kernels"]) -> Path:
         """One of the folders under `home`, some of which a setting of its own may move."""

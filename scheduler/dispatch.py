@@ -12,7 +12,7 @@ from sqlalchemy import update
 from manylora import crash
 from manylora.celery_app import send_wakeup
 from manylora.errors import LostError
-from manylora.ledger import leases, workers
+from manylora.ledger import leases, tenants, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Job
 from manylora.settings import Settings
@@ -53,6 +53,11 @@ def carry_out(database: Database, app: Celery, plan: Plan, settings: Settings) -
                     leases.preempt(tx, job_id, attempt, most_preemptions=settings.most_preemptions)
             except LostError:
                 log.info("preempt.lost", job_id=job_id)  # it has left its slot meanwhile
+        owners = tenants.of_jobs(tx, [job_id for _, job_id, _ in sent])
+    for queue, job_id, attempt in sent:
+        log.info(
+            "dispatch.sent", job_id=job_id, tenant_id=owners[job_id], attempt=attempt, queue=queue
+        )
     if sent:
         crash.point("dispatch_after_commit_before_publish")
     wake(app, sent, settings)

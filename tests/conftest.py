@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import structlog
 import tokenizers
 from sqlalchemy import text
 from tokenizers import models as token_models
@@ -44,6 +45,19 @@ class Service:
             return files.add(
                 tx, tenant.id, filename=filename, purpose="fine-tune", size=len(body), sha256=sha256
             )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs():
+    """Unconfigured, structlog draws tracebacks with every local, which takes seconds each."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +100,8 @@ def leave_nothing_open(database):
             "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL, wish = NULL"
             " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
             "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
+            "UPDATE deliveries SET state = 'dead', settled_at = clock_timestamp()"
+            " WHERE state = 'pending'",
             "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",
         ):
             tx.execute(text(statement))

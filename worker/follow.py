@@ -20,6 +20,7 @@ from manylora.errors import IntegrityError, LostError, TrainingError, Unavailabl
 from manylora.ledger import checkpoints, leases
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Job
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from worker import cadence, checkpoint
@@ -49,12 +50,14 @@ class Follow:
         order: Message,
         resumed: Resumed | None,
         name: str,
+        metrics: WorkerMetrics,
     ) -> None:
         self._settings, self._database, self._store = settings, database, store
         self._link, self._clock, self._draining = link, clock, draining
         self._job, self._lease, self._order = job, lease, order
         self._key: str = order["key"]
         self._name = name
+        self._metrics = metrics
         self._resume = resumed.folder if resumed else None
         self.exact = resumed.exact if resumed else True
         self.last_point: dict[str, Any] = {}
@@ -161,6 +164,7 @@ class Follow:
         self.last_point = message["point"]
         self._link.quarantine.progress(self._key, step)
         _note_step(self._lease, message)
+        self._metrics.step(self.last_point.get("tokens", 0))
         due = cadence.interval(
             cost=self._cost,
             failure=self._settings.failure_seconds,
@@ -197,18 +201,19 @@ class Follow:
         if (kind, step) in self._kept:
             return
         try:
-            checkpoint.save(
-                self._database,
-                self._store,
-                self._job,
-                step,
-                folder,
-                kind=kind,
-                name=name,
-                metrics={k: v for k, v in self.last_point.items() if k != "seconds"},
-                numerics=self._link.numerics,
-                exact=self.exact,
-            )
+            with self._metrics.checkpoint():
+                checkpoint.save(
+                    self._database,
+                    self._store,
+                    self._job,
+                    step,
+                    folder,
+                    kind=kind,
+                    name=name,
+                    metrics={k: v for k, v in self.last_point.items() if k != "seconds"},
+                    numerics=self._link.numerics,
+                    exact=self.exact,
+                )
             self._kept.add((kind, step))
         except (UnavailableError, IntegrityError) as error:
             log.warning("checkpoint.skipped", job_id=self._job.id, step=step, error=error.message)

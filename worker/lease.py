@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -11,6 +12,7 @@ from manylora.clock import Clock
 from manylora.errors import LostError, UnavailableError
 from manylora.ledger import leases
 from manylora.ledger.database import Database
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -23,7 +25,13 @@ class Lease:
     what was wished of the worker at the last renewal ("pause", "preempt" or None): hand it back."""
 
     def __init__(
-        self, database: Database, settings: Settings, clock: Clock, job_id: str, attempt: int
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Clock,
+        job_id: str,
+        attempt: int,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
@@ -32,6 +40,7 @@ class Lease:
         self._database = database
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics or WorkerMetrics()
         self._lock = Lock()
         self._points: list[tuple[int, dict[str, Any]]] = []
         self._notes: list[tuple[str, dict[str, Any]]] = []
@@ -39,7 +48,9 @@ class Lease:
         self._total: int | None = None
         self._seconds = 0.0
         self._closed = Event()
-        self._thread = Thread(target=self._keep, name=f"lease-{job_id}", daemon=True)
+        # In this context, so that what it logs names the job and its tenant.
+        keep = copy_context().run
+        self._thread = Thread(target=keep, args=(self._keep,), name=f"lease-{job_id}", daemon=True)
         self._thread.start()
 
     def progress(
@@ -78,7 +89,12 @@ class Lease:
                     total_steps=total,
                     notes=notes,
                 )
+            self._metrics.renewed("ok")
+        except LostError:
+            self._metrics.renewed("lost")
+            raise
         except UnavailableError:
+            self._metrics.renewed("unavailable")
             with self._lock:
                 self._points[:0] = points
                 self._notes[:0] = notes

@@ -27,6 +27,7 @@ from manylora.errors import IntegrityError, LostError, ManyloraError, Unavailabl
 from manylora.ledger import checkpoints, jobs, leases, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, Checkpoint, File, Job, Tenant
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 from manylora.storage import sweep
 from manylora.storage.store import Store
@@ -69,6 +70,7 @@ class Supervisor:
         base_folder: Path,
         worker_id: str,
         clock: Clock | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -77,12 +79,18 @@ class Supervisor:
         self.base_folder = base_folder
         self.worker_id = worker_id
         self.clock = clock or SystemClock()
+        self.metrics = metrics or WorkerMetrics()
         self.draining = Event()
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_lock = Lock()
 
     def run(self, job_id: str, attempt: int) -> str:
         """Work one attempt; returns how it ended: lost, succeeded, failed, released."""
+        with self.metrics.attempt() as ended:
+            ended.append(self._run(job_id, attempt))
+        return ended[0]
+
+    def _run(self, job_id: str, attempt: int) -> str:
         try:
             with self.database.transaction() as tx:
                 job = leases.claim(
@@ -95,8 +103,9 @@ class Supervisor:
         except LostError:
             return "lost"  # someone else has it, or the wake-up is stale
         crash.point("after_claim")
+        structlog.contextvars.bind_contextvars(tenant_id=str(job.tenant_id))
         log.info("job.claimed")
-        lease = Lease(self.database, self.settings, self.clock, job_id, attempt)
+        lease = Lease(self.database, self.settings, self.clock, job_id, attempt, self.metrics)
         folder = self.settings.folder("scratch") / f"{job_id}-{attempt:06d}"
         try:
             try:
@@ -194,6 +203,7 @@ class Supervisor:
                 order,
                 resumed,
                 name,
+                self.metrics,
             ),
         )
         finished = follow.run()
@@ -210,9 +220,12 @@ class Supervisor:
             tokens=finished["tokens"],
             exact=follow.exact,
         )
-        published = self._outlast(lease, lambda: publish.upload(self.store, job, out, described))
-        metrics = {k: v for k, v in follow.last_point.items() if k != "seconds"}
-        self._commit(job, lease, published, finished["tokens"], metrics)
+        point = {k: v for k, v in follow.last_point.items() if k != "seconds"}
+        with self.metrics.publish():
+            published = self._outlast(
+                lease, lambda: publish.upload(self.store, job, out, described)
+            )
+            self._commit(job, lease, published, finished["tokens"], point)
         return "succeeded"
 
     def _rows(self, job: Job) -> tuple[Base, str, list[File], list[Checkpoint]]:

@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 
 from manylora.api.context import Context
 from manylora.ledger.states import ON_THE_WIRE, JobState
-from manylora.ledger.tables import Adapter, Base, Checkpoint, Event, File, Job
+from manylora.ledger.tables import (
+    Adapter,
+    Base,
+    Checkpoint,
+    Delivery,
+    Event,
+    File,
+    Job,
+    Webhook,
+)
 
 Json = dict[str, Any]
 Row = TypeVar("Row")
@@ -172,4 +181,32 @@ def adapter(row: Adapter, of: Job | None, parts: Context) -> Json:
         "weights_sha256": row.weights_sha256,
         "bytes": row.bytes,
         "created_at": seconds(row.created_at),
+    }
+
+
+def webhook(row: Webhook) -> Json:
+    """An endpoint, without its secret."""
+    return {
+        "id": row.id,
+        "object": "webhook",
+        "url": row.url,
+        "events": row.events,
+        "created_at": seconds(row.created_at),
+    }
+
+
+def delivery(row: Delivery) -> Json:
+    """A message to an endpoint, and what came of it so far."""
+    return {
+        "id": row.message_id,
+        "object": "webhook.delivery",
+        "type": row.type,
+        "job_id": row.job_id,
+        "state": row.state,
+        "attempts": row.attempts,
+        "last_status": row.last_status,
+        "last_error": row.last_error,
+        "created_at": seconds(row.created_at),
+        "next_at": seconds(row.next_at) if row.state == "pending" else None,
+        "settled_at": seconds(row.settled_at),
     }

@@ -29,6 +29,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            hide_parameters=True,  # secrets are among what is written, and errors are logged
             connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
         )
 

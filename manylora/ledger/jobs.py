@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from manylora import keys
 from manylora.errors import LostError, NotFoundError, StateError
-from manylora.ledger import events
+from manylora.ledger import events, webhooks
 from manylora.ledger.compare import swap
 from manylora.ledger.moves import MOVES, PAUSE, RESUME
 from manylora.ledger.states import FINAL, JobState
@@ -148,6 +148,8 @@ def first(
                 from_state=before if made.target else None,
                 to_state=made.target.value if made.target else None,
             )
+        if made.target in FINAL:
+            webhooks.announce(tx, moved)
         return name, moved
     if quiet:
         before = tx.scalar(state)

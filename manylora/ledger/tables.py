@@ -71,6 +71,55 @@ class ApiKey(Table):
     revoked_at: Mapped[dt.datetime | None]
 
 
+class Webhook(Table):
+    """An endpoint of a tenant's that is told when a job of its ends."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (
+        Index("webhooks_of_tenant", "tenant_id", postgresql_where=text("deleted_at IS NULL")),
+    )
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    url: Mapped[str]
+    #: kept as it is, for every message is signed with it; emptied when the endpoint is removed
+    secret: Mapped[str]
+    #: the types it wants to hear of
+    events: Mapped[list[str]]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    #: a row is never deleted: an end of a job being written just now may still refer to it
+    deleted_at: Mapped[dt.datetime | None]
+
+
+class Delivery(Table):
+    """The outbox: one message to one endpoint, written in the transaction that ended the job."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="deliveries_state"),
+        CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="deliveries_settled"),
+        UniqueConstraint("webhook_id", "job_id", "type", name="deliveries_once"),
+        Index("deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("deliveries_dead", "webhook_id", postgresql_where=text("state = 'dead'")),
+        Index("deliveries_of_webhook", "webhook_id", "created_at", "message_id"),
+        Index("deliveries_ended", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
+    )
+    #: `webhook-id` on the wire, the same at every try and for every endpoint of the tenant
+    message_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    type: Mapped[str] = mapped_column(String(40))
+    state: Mapped[str] = mapped_column(String(16), default="pending")
+    #: tries begun
+    attempts: Mapped[int] = mapped_column(default=0)
+    #: not to be tried before; while it is being tried, the end of the sender's lease on it
+    next_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    #: what came of the last try: an HTTP status, or why there was none
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    settled_at: Mapped[dt.datetime | None]
+
+
 class Base(Table):
     """A frozen model. Operators register bases; tenants only name them."""
 

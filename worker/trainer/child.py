@@ -33,6 +33,7 @@ from lora_core import (
     TrainingJob,
     weights_digest,
 )
+from manylora.logs import configure
 from worker.trainer.load import calibrate, kernels_in, load_base, numerics
 
 log = structlog.get_logger(__name__)
@@ -277,6 +278,7 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     """The process's entry."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    configure(*sys.argv[2:4])
     Child(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

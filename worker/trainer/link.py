@@ -52,7 +52,10 @@ class TrainerLink:
         token_budget: int = 2048,
         memory_limit: int | None = None,
         kernels: Path | None = None,
+        log: tuple[str, str] = ("info", "json"),
     ) -> None:
+        """`log` is the level and the form of the child's log, which goes where ours goes."""
+        self._log = log
         self._argv = [sys.executable, "-m", "worker.trainer.child"]
         self._order = {
             "base": str(base),
@@ -90,7 +93,7 @@ class TrainerLink:
             env = {k: os.environ[k] for k in _KEPT_ENV if k in os.environ}
             env |= _CHILD_ENV
             self._process = subprocess.Popen(
-                [*self._argv, str(theirs.fileno())],
+                [*self._argv, str(theirs.fileno()), *self._log],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
