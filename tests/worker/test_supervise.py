@@ -115,8 +115,8 @@ def test_a_paused_job_gives_its_slot_back_and_goes_on_with_the_same_bytes(
     job = bench.get(job_id)
     assert (job.state, job.failures, job.wish) == ("paused", 0, None)
     assert bench.attempt(job_id).outcome == "released"
-    (saved,) = bench.checkpoints(job_id)
-    assert 1 <= saved.step < STEPS
+    saved = max(checkpoint.step for checkpoint in bench.checkpoints(job_id))
+    assert max(1, job.step) <= saved < STEPS
     with bench.database.transaction() as tx:
         assert jobs.resume(tx, bench.tenant.id, job_id).state == "queued"
     assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "succeeded"
@@ -134,7 +134,7 @@ def test_a_preempted_job_makes_room_and_is_queued_again(bench):
     job = bench.get(job_id)
     assert (job.state, job.failures, job.preemptions, job.wish) == ("queued", 0, 1, None)
     assert bench.attempt(job_id).outcome == "preempted"
-    assert len(bench.checkpoints(job_id)) == 1
+    assert max(checkpoint.step for checkpoint in bench.checkpoints(job_id)) >= max(1, job.step)
 
 
 def test_a_cancelled_job_leaves_its_slot_to_the_next(bench):
