@@ -126,6 +126,8 @@ class Child:
             if self._held and not self._stopping:
                 for report in self._trainer.step():
                     self._report(report)
+                for key in self._trainer.evaluating:
+                    self._send({"ev": "evaluates", "key": key})  # no step, and no hang either
 
     def _listen(self) -> None:
         with self._channel.makefile("rb") as lines:
