@@ -19,7 +19,7 @@ def jobs(dropout):
 
 
 def gradients(trainer, dropout):
-    """Each job's gradient, before it is clipped, and loss at a step where B is not zero any more."""
+    """Each job's gradient before it is clipped, and its loss, once B is not zero any more."""
     for each in jobs(dropout):
         trainer.join(each)
     for _ in range(3):
