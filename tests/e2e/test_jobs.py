@@ -18,7 +18,7 @@ from sqlalchemy import select
 from lora_core import Trainer
 from manylora import hyperparameters as hp
 from manylora.errors import StateError
-from manylora.ledger import adapters, checkpoints, jobs, workers
+from manylora.ledger import adapters, jobs, workers
 from manylora.ledger.tables import Attempt, Event, Job
 from tests.conftest import PEPPER, WORDS
 from worker.prepare import tokenizer_of, write_examples
@@ -182,4 +182,3 @@ def test_a_cancelled_job_leaves_its_slot_and_publishes_nothing(service, register
         assert adapters.of_job(tx, job.id) is None
         outcomes = list(tx.scalars(select(Attempt.outcome).where(Attempt.job_id == job.id)))
         assert outcomes == ["left"]
-        assert checkpoints.of_job(tx, job.id) == []

@@ -14,6 +14,11 @@ def ledger(service):
     return make_ledger(service.database)
 
 
+def sweep(service, grace):
+    """One round over all jobs there are, other tests' too."""
+    prune(service.database, service.store, grace, limit=1_000_000)
+
+
 def objects(service, ledger, job_id):
     prefix = keys.job_prefix(str(ledger.tenant.id), job_id)
     return {k.removeprefix(prefix + "/") for k in service.store.list(prefix + "/")}
@@ -64,12 +69,12 @@ KEPT = {
 def test_only_what_rows_name_is_left_of_a_job_that_ended(service, ledger, ended):
     job_id, adapter = ended
     everything = objects(service, ledger, job_id)
-    prune(service.database, service.store, 0.0)
+    sweep(service, 0.0)
     assert objects(service, ledger, job_id) == everything  # it is running
     finish(ledger, job_id, adapter)
-    prune(service.database, service.store, 3600.0)
+    sweep(service, 3600.0)
     assert objects(service, ledger, job_id) == everything  # the grace is not over
-    prune(service.database, service.store, 0.0)
+    sweep(service, 0.0)
     assert objects(service, ledger, job_id) == KEPT
     with ledger.transaction() as tx:
         assert checkpoints.of_job(tx, job_id, "state") == []
@@ -77,11 +82,11 @@ def test_only_what_rows_name_is_left_of_a_job_that_ended(service, ledger, ended)
     # A worker thought dead writes after the sweep: it is swept a second time, and no third.
     late = keys.manifest_key(str(ledger.tenant.id), job_id, 3)
     service.store.put_bytes(late, b"late")
-    prune(service.database, service.store, 0.0)
+    sweep(service, 0.0)
     assert objects(service, ledger, job_id) == KEPT
     assert ledger.get(job_id).sweeps == 2
     service.store.put_bytes(late, b"late")
-    prune(service.database, service.store, 0.0)
+    sweep(service, 0.0)
     assert objects(service, ledger, job_id) == {*KEPT, "a/000003/manifest.json"}
 
 
@@ -90,7 +95,7 @@ def test_of_a_cancelled_job_the_epochs_stay(service, ledger, ended):
     with ledger.transaction() as tx:
         jobs.cancel(tx, ledger.tenant.id, job_id)
     for _ in range(2):
-        prune(service.database, service.store, 0.0)
+        sweep(service, 0.0)
     assert objects(service, ledger, job_id) == {"a/000001/epoch/00000003/manifest.json"}
 
 
@@ -103,7 +108,7 @@ def test_the_second_sweep_comes_a_grace_after_the_first(service, ledger, ended):
             {"id": job_id},
         )
     for _ in range(2):
-        prune(service.database, service.store, 60.0)
+        sweep(service, 60.0)
         assert ledger.get(job_id).sweeps == 1
 
 
@@ -111,10 +116,10 @@ def test_uploads_nobody_completed_are_aborted_when_they_are_old(service, ledger)
     store = service.store
     key = f"{keys.adapter_prefix(str(ledger.tenant.id), 'ftjob-x', 1)}/part"
     store._client.create_multipart_upload(Bucket=store.bucket, Key=key)
-    prune(service.database, store, 3600.0)
+    sweep(service, 3600.0)
     ((found, _, age),) = [one for one in store.unfinished(keys.JOBS) if one[0] == key]
     assert found == key
     assert 0 <= age < 60
-    prune(service.database, store, 0.0)
+    sweep(service, 0.0)
     assert store.unfinished(keys.JOBS) == []
     store.abort(key, "gone")  # nothing to abort is no error

@@ -122,8 +122,9 @@ def test_a_job_cancelled_while_it_publishes_stays_cancelled(bench, monkeypatch):
     assert adapter_of(bench, job_id) is None
     prefix = keys.job_prefix(str(bench.tenant.id), job_id) + "/"
     assert bench.service.store.list(prefix)  # what it had put there is the sweep's
-    prune(bench.database, bench.service.store, 0.0)
-    assert bench.service.store.list(prefix) == []
+    prune(bench.database, bench.service.store, 0.0, limit=1_000_000)
+    left = bench.service.store.list(prefix)
+    assert all("/epoch/" in key for key in left)  # what checkpoints through the API may name
 
 
 def test_an_answer_to_the_commit_that_is_lost_makes_no_second_one(bench, monkeypatch):
