@@ -27,6 +27,10 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --constraint requirements.lock --extra-index-url "$TORCH_INDEX" ".[worker]"
 
 FROM runtime AS worker
+# The trainer's kernels are compiled for the processor they run on.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=build-worker /opt/manylora /opt/manylora
 COPY deploy/health.py /opt/manylora/deploy/
 USER 10001:10001

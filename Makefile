@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Threads that spin long while they wait for each other cost ten times beside a busy neighbour.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup demo test lint types contracts docs bench bench-quick check-cuda check clean
+.PHONY: help setup demo test soak lint types contracts docs bench bench-quick chaos check-cuda check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo: setup  ## three customers' adapters on one real base, by the real service
 
 test: setup  ## every test, on real PostgreSQL, Valkey and SeaweedFS
 	"$(BIN)/python" -m pytest
+
+soak: setup  ## 100,000 simulated histories full of faults; half an hour of one core
+	SEEDS=100000 "$(BIN)/python" -m pytest -q -n auto tests/scheduler/simulate/test_seeds.py -k chunk
 
 lint: setup  ## style
 	"$(BIN)/ruff" check .
@@ -55,6 +58,9 @@ bench-quick: setup  ## see that the bench works: a few minutes, numbers that mea
 	"$(BIN)/python" -m bench.memory --quick
 	"$(BIN)/python" -m bench.service --quick
 	"$(BIN)/python" -m bench.report --quick
+
+chaos: setup  ## kill and freeze every part, 100 times over 20 jobs; FAULTS=, JOBS=, SEED= choose
+	"$(BIN)/python" -m tests.chaos --faults $(or $(FAULTS),100) --jobs $(or $(JOBS),20) --seed $(or $(SEED),1)
 
 check-cuda: setup  ## on a GPU: jobs among others against alone, and the engine's bench
 	"$(BIN)/python" -m bench.cuda

@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "bench"
 Row = dict[str, Any]
+#: what runs as a trainer child does
+_OURS = ("bench.fused", "bench.memory")
 _STATUS = Path("/proc/self/status")
 _seen = 0
 
@@ -29,10 +31,15 @@ class FailedError(RuntimeError):
 
 def fresh(module: str, order: Row, *, logs: Path = OUT / "logs") -> Row:
     """Run `python -m module` on an order in a process of its own; its row, with the order and
-    `wall_seconds` from start to exit. Raises: FailedError."""
+    `wall_seconds` from start to exit. This engine gets the variables that the worker gives its
+    trainer. Raises: FailedError."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{module.rpartition('.')[2]}.log"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if module in _OURS:
+        from worker.trainer.link import CHILD_ENV
+
+        env |= CHILD_ENV
     with log.open("wb") as talk:
         began = time.perf_counter()
         done = subprocess.run(

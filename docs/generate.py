@@ -1,4 +1,5 @@
-"""Write the parts of docs/ that come from the code: settings, commands, errors, moves, the bucket.
+"""Write the parts of docs/ that come from the code: settings, commands, errors, metrics, moves, the
+bucket.
 
 `make docs` runs it; `python docs/generate.py --check` only says which files are not fresh.
 What stands outside of the markers is written by hand and left alone.
@@ -18,7 +19,9 @@ from pydantic import SecretStr
 from manylora import keys
 from manylora.cli.main import COMMANDS, LazyCommand, cli
 from manylora.errors import ManyloraError
-from manylora.ledger.states import MOVES, JobState
+from manylora.ledger.moves import MOVES, Given, Guard, Now
+from manylora.ledger.states import JobState
+from manylora.metrics import ApiMetrics, SchedulerMetrics, WorkerMetrics
 from manylora.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -128,18 +131,47 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def metrics() -> str:
+    """Every metric of every part; what all processes show about themselves is left out."""
+    rows = []
+    for part, kind in (
+        ("API", ApiMetrics),
+        ("scheduler", SchedulerMetrics),
+        ("worker", WorkerMetrics),
+    ):
+        for name, type_, labels, meaning in kind().described():
+            rows.append((part, _code(name), type_, ", ".join(map(_code, labels)), meaning))
+    return _table(("part", "metric", "kind", "labels", "meaning"), rows)
+
+
+def _guard(guard: Guard) -> str:
+    what = guard.value
+    if isinstance(what, Now):
+        value = "now"
+    elif isinstance(what, Given):
+        value = what.name
+    else:
+        value = "none" if what is None else str(what)
+    column = guard.column.replace("attempts.", "").replace("{kind}", "KIND")
+    if guard.how == "due":
+        return f"`{column}` none or <= {value}"
+    return f"`{column}` {guard.how} {value}"
+
+
 def moves() -> str:
     """The table of legal moves of a job."""
     rows = [
         (
             _code(name),
-            ", ".join(_code(state.value) for state in JobState if state in sources),
-            _code(target.value),
-            "yes" if token else "",
+            ", ".join(_code(state.value) for state in JobState if state in move.sources),
+            _code(move.target.value) if move.target else "stays",
+            "yes" if move.token else "",
+            ", ".join(map(_guard, move.guards)),
+            _code((move.outcome or "").replace("{kind}", "KIND")),
         )
-        for name, (sources, target, token) in MOVES.items()
+        for name, move in MOVES.items()
     ]
-    return _table(("move", "from", "to", "needs the attempt's number"), rows)
+    return _table(("move", "from", "to", "token", "only if", "closes the attempt as"), rows)
 
 
 def bucket() -> str:
@@ -153,7 +185,8 @@ BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "commands": ("commands.md", commands),
     "errors": ("errors.md", errors),
-    "moves": ("architecture.md", moves),
+    "metrics": ("metrics.md", metrics),
+    "moves": ("reliability.md", moves),
     "bucket": ("architecture.md", bucket),
 }
 

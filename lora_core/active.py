@@ -33,6 +33,15 @@ class Tally:
     labels: int = 0
     tokens: int = 0
 
+    @classmethod
+    def of(cls, segments: list[Segment]) -> Tally:
+        """What is known before any forward."""
+        sequences = [sequence for segment in segments for sequence in segment.sequences]
+        return cls(
+            labels=sum(sequence.labels for sequence in sequences),
+            tokens=sum(len(sequence.ids) for sequence in sequences),
+        )
+
 
 @dataclass(eq=False)
 class Active:

@@ -87,6 +87,11 @@ class Trainer:
         return self._forward.native is not None
 
     @property
+    def evaluating(self) -> list[str]:
+        """The jobs whose evaluation is under way."""
+        return list(self._evaluations)
+
+    @property
     def passes(self) -> int:
         """Forwards of the base so far."""
         return self._forward.passes
@@ -288,7 +293,7 @@ class Trainer:
     def _gradients(self, going: list[Active]) -> dict[str, Tally]:
         """Every job's summed loss, its gradient left in its slot."""
         segments = {active.slot: active.segments() for active in going}
-        tallies = {slot: _tally(own) for slot, own in segments.items()}
+        tallies = {slot: Tally.of(own) for slot, own in segments.items()}
         held = {active.slot: active.weights for active in going}
         due = {active.slot for active in going if _accuracy_due(active)}
         for active in going:
@@ -372,14 +377,6 @@ class Trainer:
         if job_id not in self._active:
             raise SpecError(f"{job_id} is in no slot")
         return self._active[job_id]
-
-
-def _tally(segments: list[Segment]) -> Tally:
-    sequences = [sequence for segment in segments for sequence in segment.sequences]
-    return Tally(
-        labels=sum(sequence.labels for sequence in sequences),
-        tokens=sum(len(sequence.ids) for sequence in sequences),
-    )
 
 
 def _evaluation_due(active: Active, report: StepReport) -> bool:

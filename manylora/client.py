@@ -172,6 +172,16 @@ class Client:
         gone: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/cancel")
         return gone
 
+    def pause(self, job_id: str) -> Json:
+        """Hold a job back; one that runs is paused at its next checkpoint."""
+        held: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/pause")
+        return held
+
+    def resume(self, job_id: str) -> Json:
+        """Let a paused job go on."""
+        going: Json = self._call("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/resume")
+        return going
+
     def events(self, job_id: str, limit: int = 100) -> Iterator[Json]:
         """A job's events, newest first."""
         return self._pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit)
@@ -243,6 +253,28 @@ class Client:
         if response.status_code >= 300:
             kind = UnavailableError if response.status_code >= 500 else ManyloraError
             raise kind(f"the object store refused {path.name}: HTTP {response.status_code}")
+
+    # -- webhooks ---------------------------------------------------------------------------
+
+    def add_webhook(self, url: str, events: list[str]) -> Json:
+        """A new endpoint, with its secret; no events means all."""
+        body = {"url": url, "events": events or None}
+        made: Json = self._call("POST", "/v1/manylora/webhooks", json=body)
+        return made
+
+    def webhooks(self) -> list[Json]:
+        """The endpoints, without their secrets."""
+        found: list[Json] = self._call("GET", "/v1/manylora/webhooks")["data"]
+        return found
+
+    def remove_webhook(self, webhook_id: str) -> Json:
+        """Forget an endpoint."""
+        gone: Json = self._call("DELETE", f"/v1/manylora/webhooks/{_part(webhook_id)}")
+        return gone
+
+    def deliveries(self, webhook_id: str, limit: int = 20) -> Iterator[Json]:
+        """Messages to an endpoint, newest first, page by page for as long as somebody asks."""
+        return self._pages(f"/v1/manylora/webhooks/{_part(webhook_id)}/deliveries", limit)
 
     # -- adapters ---------------------------------------------------------------------------
 

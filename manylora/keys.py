@@ -7,7 +7,9 @@ reach into another tenant's prefix. Layout of the bucket:
     t/{tenant}/j/{job}/a/{attempt:06d}/adapter/{file}             what an attempt publishes
     t/{tenant}/j/{job}/a/{attempt:06d}/manifest.json              written last
     t/{tenant}/j/{job}/a/{attempt:06d}/ckpt/{step:08d}/{file}     a resumable checkpoint
+    t/{tenant}/j/{job}/a/{attempt:06d}/epoch/{step:08d}/{file}    the adapter after an epoch
     b/{fingerprint}/{file}                                        the files of a base
+    probe/{random}                                                a worker's question to the store
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from typing import Final
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SAFE_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+_MANIFEST: Final = re.compile(r"t/[^/]+/j/[^/]+/a/(\d{6,})/manifest\.json")
+
 TASK_TRAIN: Final = "manylora.train"
+#: below which everything of tenants lies
+JOBS: Final = "t/"
 BROKER_PREFIX: Final = "manylora:"
 
 
@@ -47,6 +53,16 @@ def checkpoint_id() -> str:
     return f"ftckpt_{_token(22)}"
 
 
+def webhook_id() -> str:
+    """A new public id of a webhook endpoint."""
+    return f"we_{_token(22)}"
+
+
+def message_id() -> str:
+    """A new public id of a message to webhook endpoints."""
+    return f"evt_{_token(24)}"
+
+
 def request_id() -> str:
     """A new id of one HTTP request."""
     return f"req_{_token(24)}"
@@ -69,9 +85,20 @@ def dataset_key(tenant_id: str, sha256: str) -> str:
     return f"t/{tenant_id}/files/{sha256}"
 
 
+def job_prefix(tenant_id: str, job: str) -> str:
+    """The prefix of all that a job's attempts write."""
+    return f"t/{tenant_id}/j/{job}"
+
+
+def attempt_of(key: str) -> int | None:
+    """The attempt whose manifest `key` is; None for any other key."""
+    found = _MANIFEST.fullmatch(key)
+    return int(found[1]) if found else None
+
+
 def attempt_prefix(tenant_id: str, job: str, attempt: int) -> str:
     """The prefix only this attempt ever writes to."""
-    return f"t/{tenant_id}/j/{job}/a/{attempt:06d}"
+    return f"{job_prefix(tenant_id, job)}/a/{attempt:06d}"
 
 
 def adapter_prefix(tenant_id: str, job: str, attempt: int) -> str:
@@ -87,6 +114,21 @@ def manifest_key(tenant_id: str, job: str, attempt: int) -> str:
 def checkpoint_prefix(tenant_id: str, job: str, attempt: int, step: int) -> str:
     """The prefix of one resumable checkpoint."""
     return f"{attempt_prefix(tenant_id, job, attempt)}/ckpt/{step:08d}"
+
+
+def epoch_prefix(tenant_id: str, job: str, attempt: int, step: int) -> str:
+    """The prefix of the adapter as it was after an epoch."""
+    return f"{attempt_prefix(tenant_id, job, attempt)}/epoch/{step:08d}"
+
+
+def checkpoint_name(adapter: str, step: int) -> str:
+    """The public name of the adapter as it was at a step."""
+    return f"{adapter}:ckpt-step-{step}"
+
+
+def probe_key(token: str) -> str:
+    """An object of no meaning, written and deleted to see what the store can do."""
+    return f"probe/{token}"
 
 
 def base_key(fingerprint: str, file: str) -> str:

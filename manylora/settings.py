@@ -8,10 +8,12 @@ Built once at a process's entry and handed down; nothing is read at import.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_HOME = "~/.manylora"
@@ -54,21 +56,67 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = Field(None, description="S3 access key")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key")
 
+    s3_multipart_bytes: int = Field(
+        8 * 2**20, gt=0, description="files larger than this go to the store in parts, bytes"
+    )
+
     key_pepper: SecretStr = Field(
         SecretStr(""), description="server-side secret that API keys are hashed with"
     )
 
     tick_seconds: float = Field(1.0, gt=0, description="seconds between two scheduling rounds")
     dispatch_deadline_seconds: float = Field(
-        45.0, gt=0, description="a wake-up not claimed by then is sent again"
+        45.0, gt=0, description="a job no worker took by then is queued again"
+    )
+    resend_seconds: float = Field(
+        15.0, gt=0, description="a wake-up no worker took by then is sent again"
     )
     heartbeat_seconds: float = Field(10.0, gt=0, description="seconds between two lease renewals")
     lease_seconds: float = Field(60.0, gt=0, description="a lease not renewed for so long is lost")
+    most_failures_lost: int = Field(
+        3, ge=1, description="a job whose workers died so often is failed"
+    )
+    most_failures_oom: int = Field(
+        2, ge=1, description="a job that ran out of memory so often is failed"
+    )
+    most_failures_infra: int = Field(
+        5, ge=1, description="a job that store, disk or the like let down so often is failed"
+    )
+    most_preemptions: int = Field(
+        50, ge=0, description="how often a job makes room for one of higher priority; 0: never"
+    )
     checkpoint_seconds: float = Field(
-        300.0, gt=0, description="seconds between two checkpoints of a job"
+        300.0, gt=0, description="most seconds between two checkpoints of a job"
+    )
+    failure_seconds: float = Field(
+        14_400.0, gt=0, description="expected seconds between two failures of a worker"
+    )
+    patience_seconds: float = Field(
+        1800.0, ge=0, description="how long a job sits out an outage of the store or the database"
+    )
+    exact_wait_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="how long a job waits for a worker of its checkpoint's numerics",
+    )
+    drain_seconds: float = Field(
+        20.0, gt=0, description="a worker told to stop waits so long for its jobs' last step"
+    )
+    sweep_seconds: float = Field(
+        600.0, gt=0, description="seconds between two sweeps of the bucket"
+    )
+    sweep_grace_seconds: float = Field(
+        86_400.0, ge=0, description="what an ended job left in the bucket stays so long"
     )
     stall_seconds: float = Field(
         300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
+    )
+
+    max_webhooks: int = Field(10, ge=0, le=100, description="most webhook endpoints of a tenant")
+    webhook_networks: str = Field(
+        "",
+        description="networks that webhooks may go to although they are not public, with commas: "
+        "127.0.0.0/8,10.1.0.0/16",
     )
 
     device_hour_price: float = Field(0.10, ge=0, description="price of one device-hour")
@@ -89,8 +137,40 @@ class Settings(BaseSettings):
     memory_limit: int | None = Field(
         None, gt=0, description="memory of a trainer, bytes; default nine tenths of the device's"
     )
+    metrics_host: str = Field(
+        "127.0.0.1", description="address a scheduler or a worker shows its metrics and health on"
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="first of 32 ports of which each scheduler and worker takes a free one for its "
+        "metrics and health; 0 means none",
+    )
+    crash_at: str | None = Field(
+        None, description="for tests only: NAME:N ends the process at a point of the code"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["json", "text"] = Field("json", description="form of the service's logs")
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
+        return value
+
+    def secrets(self) -> frozenset[str]:
+        """Every secret value, of addresses the password: what must be in no log."""
+        found = set()
+        for name, value in self:
+            if not isinstance(value, SecretStr):
+                continue
+            text = value.get_secret_value()
+            if name.endswith("_url"):
+                text = text.rpartition("@")[0].rpartition("://")[2].partition(":")[2]
+                found.add(unquote(text))
+            found.add(text)
+        return frozenset(found - {""})
 
     def folder(self, name: Literal["bases", "scratch", "run", "kernels"]) -> Path:
         """One of the folders under `home`, some of which a setting of its own may move."""

@@ -46,8 +46,18 @@ def intake_one(database: Database, store: Store, limits: Limits) -> bool:
             + " and validation file: ".join(file.id for _, file in named),
             actor="scheduler",
         )
+    bound = {"job_id": job.id, "tenant_id": str(job.tenant_id)}
+    with structlog.contextvars.bound_contextvars(**bound):
+        examples, refusal = _read(store, limits, named)
+        _decide(database, job.id, examples, refusal)
+    return True
+
+
+def _read(
+    store: Store, limits: Limits, named: list[tuple[str, File]]
+) -> tuple[int, tuple[str, str, str] | None]:
+    """How many training examples there are, and why the job cannot be taken in, if it cannot."""
     examples: dict[str, int] = {}
-    refusal: tuple[str, str, str] | None = None
     for param, file in named:
         try:
             with store.open(keys.dataset_key(str(file.tenant_id), file.sha256)) as stream:
@@ -55,13 +65,10 @@ def intake_one(database: Database, store: Store, limits: Limits) -> bool:
             report.raise_if_bad(file.filename)
             examples[param] = report.examples
         except DatasetError as error:
-            refusal = (f"invalid_{param}", error.message, param)
-            break
+            return 0, (f"invalid_{param}", error.message, param)
         except NotFoundError:
-            refusal = ("file_gone", f"{file.id}: its bytes are no longer stored", param)
-            break
-    _decide(database, job.id, examples.get("training_file", 0), refusal)
-    return True
+            return 0, ("file_gone", f"{file.id}: its bytes are no longer stored", param)
+    return examples.get("training_file", 0), None
 
 
 def _file(tx: Session, file_id: str) -> File:
@@ -79,7 +86,6 @@ def _decide(
                     job_id,
                     "accept",
                     actor="scheduler",
-                    message="Files validated, moving job to queued state",
                     examples=examples,
                 )
             else:
@@ -89,11 +95,10 @@ def _decide(
                     job_id,
                     "reject",
                     actor="scheduler",
-                    level="error",
-                    message=message,
-                    error_code=code,
-                    error_message=message,
-                    error_param=param,
+                    told=message,
+                    code=code,
+                    param=param,
                 )
+        log.info("intake.done", refused=refusal[0] if refusal else None)
     except LostError:
-        log.info("intake.lost", job_id=job_id)  # cancelled meanwhile, or another intake was first
+        log.info("intake.lost")  # cancelled meanwhile, or another intake was first

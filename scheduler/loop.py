@@ -1,4 +1,5 @@
-"""The scheduler's process: a round every tick, and an intake thread beside it."""
+"""The scheduler's process: a round every tick, and beside it a thread that takes jobs in and one
+that sends webhooks."""
 
 from __future__ import annotations
 
@@ -10,21 +11,33 @@ from threading import Event, Thread
 
 import structlog
 
+from manylora import crash
 from manylora.celery_app import make_app
+from manylora.checks import service_checks
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
+from manylora.destinations import Allowed
 from manylora.errors import ManyloraError, UnavailableError
-from manylora.ledger import leases, workers
-from manylora.ledger.database import Database
+from manylora.ledger import leases, tenants, workers
+from manylora.ledger.database import Database, times
 from manylora.logs import configure
+from manylora.metrics import SchedulerMetrics
+from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from scheduler import snapshot
-from scheduler.dispatch import carry_out
+from scheduler.contact import Contact
+from scheduler.deliver import Sender
+from scheduler.dispatch import carry_out, wake
+from scheduler.gauges import Gauges
 from scheduler.intake import intake_one
 from scheduler.planner import plan
+from scheduler.post import Post
+from scheduler.prune import prune
 
 log = structlog.get_logger(__name__)
+#: a round that takes longer is taken for one that never ends
+_STUCK_SECONDS = 120.0
 
 
 class Scheduler:
@@ -37,43 +50,108 @@ class Scheduler:
         self.database = Database(settings.database_url.get_secret_value())
         self.store = Store(settings)
         self.app = make_app(settings.broker_url.get_secret_value())
+        self.contact = Contact(settings.lease_seconds)
         self.stopping = Event()
+        self.metrics = SchedulerMetrics()
+        self.sender = Sender(
+            self.database,
+            Post(Allowed.from_setting(settings.webhook_networks), self.clock),
+            self.clock,
+            told=self.metrics.tried,
+        )
+        self._turned = self.clock.monotonic()
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
+        try:
+            return self._round()
+        except UnavailableError:
+            self.contact.broke()
+            raise
+
+    def _round(self) -> int:
+        settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
-            rescued = leases.rescue(tx)
+            self.contact.saw(self.clock.monotonic(), *times(tx))
+            settled = self.contact.settled
+            rescued = leases.rescue(tx, leases=settled, most_failures=settings.most_failures_lost)
+            again = leases.resend(tx, resend_seconds=settings.resend_seconds)
+            owners = tenants.of_jobs(tx, rescued)
         for job_id in rescued:
-            log.warning("rescued", job_id=job_id)
+            log.warning("rescued", job_id=job_id, tenant_id=owners[job_id])
+        self.metrics.rescued.inc(len(rescued))
+        wake(self.app, again, settings)
         with self.database.transaction() as tx:
-            seen = snapshot.read(tx, worker_silence_seconds=self.settings.lease_seconds)
-        return carry_out(
-            self.database,
-            self.app,
-            plan(seen),
-            deadline_seconds=self.settings.dispatch_deadline_seconds,
-        )
+            seen = snapshot.read(
+                tx,
+                worker_silence_seconds=settings.lease_seconds,
+                most_preemptions=settings.most_preemptions,
+                settled=settled,
+            )
+        sent = carry_out(self.database, self.app, plan(seen), settings)
+        self.metrics.dispatched.inc(sent)
+        return sent
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""
         return intake_one(self.database, self.store, Limits.from_settings(self.settings))
 
+    def sweep(self) -> bool:
+        """Clear the bucket of what ended jobs left; True when there may be more."""
+        return prune(self.database, self.store, self.settings.sweep_grace_seconds)
+
     def run(self) -> None:
         """Rounds until `stop`."""
         thread = Thread(target=self._loop, args=("intake", self.take_in), daemon=True)
+        sender = Thread(
+            target=self.sender.run, args=(self.stopping, self.settings.tick_seconds), daemon=True
+        )
         thread.start()
-        self._loop("tick", lambda: self.tick() < 0)
+        sender.start()
+        sweeps = "sweep", self.sweep, self.settings.sweep_seconds
+        Thread(target=self._loop, args=sweeps, daemon=True).start()
+        probe = self._show()
+        self._loop("tick", self._turn)
+        probe.stop()
         thread.join(timeout=10)
+        sender.join(timeout=12)
         self.app.close()
         self.database.close()
 
     def stop(self) -> None:
         """Finish the round and leave."""
         self.stopping.set()
+        self.sender.ended.set()
 
-    def _loop(self, what: str, once: Callable[[], bool]) -> None:
-        """Call `once` again at once while it says True, else after a tick."""
+    def alive(self) -> bool:
+        """Whether a round began lately, however it ended."""
+        return self.clock.monotonic() - self._turned < _STUCK_SECONDS
+
+    def _turn(self) -> bool:
+        self._turned = self.clock.monotonic()
+        with self.metrics.tick():
+            self.tick()
+        return False
+
+    def _show(self) -> Probe:
+        """Metrics and health on `metrics_port`, if there is one."""
+        settings = self.settings
+        checks = service_checks(settings, self.database, self.store)
+        probe = Probe(self.metrics.text, checks, self.alive)
+        if settings.metrics_port:
+            gauges = Gauges(
+                self.database,
+                self.metrics,
+                self.clock,
+                worker_silence_seconds=settings.lease_seconds,
+            )
+            Thread(target=self._loop, args=("gauges", gauges.refresh), daemon=True).start()
+        probe.show(settings.metrics_host, settings.metrics_port)
+        return probe
+
+    def _loop(self, what: str, once: Callable[[], bool], every: float | None = None) -> None:
+        """Call `once` again at once while it says True, else after `every` seconds or a tick."""
         while not self.stopping.is_set():
             try:
                 more = once()
@@ -84,12 +162,13 @@ class Scheduler:
                 log.error(f"{what}.failed", error=error.message, code=error.error_code)
                 more = False
             if not more:
-                self.clock.wait(self.stopping, self.settings.tick_seconds)
+                self.clock.wait(self.stopping, every or self.settings.tick_seconds)
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, settings.secrets())
+    crash.arm(settings.crash_at)
     scheduler = Scheduler(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop())

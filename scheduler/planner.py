@@ -1,7 +1,9 @@
 """Who goes next: a pure function from a snapshot to a plan. No clock, no database, no chance.
 
 Policy: per pool, higher priority first, then the longest waiting; never more wake-ups out than
-the pool has free slots. An unpinned worker without work gets the base most jobs wait for.
+the pool has free slots. Where none is free, a job of lower priority is asked to make room: the
+lowest first, and of equals the one that has run the shortest. An unpinned worker without work
+gets the base most jobs wait for.
 """
 
 from __future__ import annotations
@@ -19,6 +21,20 @@ class Waiting:
     fingerprint: str
     priority: int
     queued_at: float
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job at work. `wish`: what it is asked for already; its slot is about to be free."""
+
+    job_id: str
+    attempt: int
+    queue: str
+    priority: int
+    started_at: float
+    wish: str | None = None
+    preemptions: int = 0
+    worker_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,11 @@ class Snapshot:
     busy: dict[str, int]
     #: ready bases by name, oldest first
     bases: tuple[str, ...]
+    running: tuple[Running, ...] = ()
+    #: how often a job makes room
+    most_preemptions: int = 0
+    #: whether silence may be held against a worker; if not, nothing is taken from anybody
+    settled: bool = True
 
 
 @dataclass
@@ -53,6 +74,8 @@ class Plan:
     dispatches: list[tuple[str, str]] = field(default_factory=list)
     assignments: list[tuple[str, str]] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    #: (job, attempt) of those asked to make room
+    preemptions: list[tuple[str, int]] = field(default_factory=list)
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -64,9 +87,16 @@ def plan(snapshot: Snapshot) -> Plan:
         if worker.ready and worker.queue and worker.fingerprint:
             slots[worker.queue] += worker.slots
             queues.setdefault(worker.fingerprint, worker.queue)
-    free = {queue: count - snapshot.busy.get(queue, 0) for queue, count in slots.items()}
+    served = _served(snapshot)
+    # What runs on a worker that drains or is silent takes none of the slots counted here.
+    away = Counter(job.queue for job in snapshot.running if job not in served)
+    free = {
+        queue: count - snapshot.busy.get(queue, 0) + away[queue] for queue, count in slots.items()
+    }
     order = sorted(snapshot.waiting, key=lambda j: (-j.priority, j.queued_at, j.job_id))
     ahead: Counter[str] = Counter()
+    leaving = Counter(job.queue for job in served if job.wish is not None)
+    victims = _victims(snapshot, served) if snapshot.settled else {}
     for job in order:
         queue = queues.get(job.fingerprint)
         if queue is None:
@@ -74,6 +104,13 @@ def plan(snapshot: Snapshot) -> Plan:
         elif free[queue] > 0:
             free[queue] -= 1
             result.dispatches.append((job.job_id, queue))
+        elif leaving[queue] > 0:
+            leaving[queue] -= 1
+            result.reasons[job.job_id] = f"a slot of {job.base} is about to be free"
+        elif victims.get(queue) and victims[queue][0].priority < job.priority:
+            victim = victims[queue].pop(0)
+            result.preemptions.append((victim.job_id, victim.attempt))
+            result.reasons[job.job_id] = "a job of lower priority is making room"
         else:
             result.reasons[job.job_id] = (
                 f"all {slots[queue]} slots of {job.base} are taken; {ahead[queue]} ahead"
@@ -81,6 +118,21 @@ def plan(snapshot: Snapshot) -> Plan:
             ahead[queue] += 1
     result.assignments = _assign(snapshot)
     return result
+
+
+def _served(snapshot: Snapshot) -> set[Running]:
+    """The jobs at work on the workers that take wake-ups."""
+    ready = {worker.worker_id for worker in snapshot.workers if worker.ready and worker.queue}
+    return {job for job in snapshot.running if job.worker_id in ready}
+
+
+def _victims(snapshot: Snapshot, served: set[Running]) -> dict[str, list[Running]]:
+    """Per queue, who makes room, in that order."""
+    victims: dict[str, list[Running]] = {}
+    for job in sorted(served, key=lambda j: (j.priority, -j.started_at, j.job_id)):
+        if job.wish is None and job.preemptions < snapshot.most_preemptions:
+            victims.setdefault(job.queue, []).append(job)
+    return victims
 
 
 def _no_worker(job: Waiting, snapshot: Snapshot) -> str:
@@ -106,7 +158,7 @@ def _assign(snapshot: Snapshot) -> list[tuple[str, str]]:
                 given.append((worker.worker_id, demand.most_common(1)[0][0]))
             elif snapshot.bases:
                 given.append((worker.worker_id, snapshot.bases[0]))
-        elif wanted and worker.ready and worker.queue:
+        elif wanted and snapshot.settled and worker.ready and worker.queue:
             idle = not snapshot.busy.get(worker.queue, 0) and not demand[worker.assigned_base]
             if idle:
                 given.append((worker.worker_id, wanted.pop(0)))

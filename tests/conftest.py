@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import structlog
 import tokenizers
 from sqlalchemy import text
 from tokenizers import models as token_models
@@ -46,6 +47,19 @@ class Service:
             )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs():
+    """Unconfigured, structlog draws tracebacks with every local, which takes seconds each."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ]
+    )
+
+
 @pytest.fixture(scope="session")
 def server_home(tmp_path_factory):
     return tmp_path_factory.mktemp("servers with a space")
@@ -83,9 +97,11 @@ def leave_nothing_open(database):
     with database.transaction() as tx:
         for statement in (
             "UPDATE attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL",
-            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL"
+            "UPDATE jobs SET state = 'failed', dispatch_deadline = NULL, wish = NULL"
             " WHERE state NOT IN ('succeeded', 'failed', 'cancelled')",
             "UPDATE workers SET state = 'gone', assigned_base = NULL WHERE state <> 'gone'",
+            "UPDATE deliveries SET state = 'dead', settled_at = clock_timestamp()"
+            " WHERE state = 'pending'",
             "UPDATE bases SET state = 'uploading' WHERE state = 'ready'",
         ):
             tx.execute(text(statement))
@@ -106,9 +122,14 @@ def write_tokenizer(path):
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
     """A tiny Llama with a tokenizer, as a folder `base add --from` takes."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def write_tiny_model(folder):
+    """The tiny Llama in `folder`; the same weights each time."""
     from tests.lora_core.models import tiny
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
+    folder.mkdir(parents=True, exist_ok=True)
     tiny("llama").save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -11,6 +12,7 @@ from manylora.clock import Clock
 from manylora.errors import LostError, UnavailableError
 from manylora.ledger import leases
 from manylora.ledger.database import Database
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -19,17 +21,26 @@ _FLUSH_SECONDS = 1.0
 
 
 class Lease:
-    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone."""
+    """The lease of (job, attempt), renewed until `close`. `lost` is set when it is gone; `wish` is
+    what was wished of the worker at the last renewal ("pause", "preempt" or None): hand it back."""
 
     def __init__(
-        self, database: Database, settings: Settings, clock: Clock, job_id: str, attempt: int
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Clock,
+        job_id: str,
+        attempt: int,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.lost = Event()
+        self.wish: str | None = None
         self._database = database
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics or WorkerMetrics()
         self._lock = Lock()
         self._points: list[tuple[int, dict[str, Any]]] = []
         self._notes: list[tuple[str, dict[str, Any]]] = []
@@ -37,7 +48,9 @@ class Lease:
         self._total: int | None = None
         self._seconds = 0.0
         self._closed = Event()
-        self._thread = Thread(target=self._keep, name=f"lease-{job_id}", daemon=True)
+        # In this context, so that what it logs names the job and its tenant.
+        keep = copy_context().run
+        self._thread = Thread(target=keep, args=(self._keep,), name=f"lease-{job_id}", daemon=True)
         self._thread.start()
 
     def progress(
@@ -52,6 +65,11 @@ class Lease:
             if note is not None:
                 self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
+    def at(self, step: int, total: int | None) -> None:
+        """Where the job stands before this attempt's first step."""
+        with self._lock:
+            self._step, self._total = step, total
+
     def flush(self) -> None:
         """Renew now, with all that was noted. Raises: LostError, UnavailableError."""
         with self._lock:
@@ -60,7 +78,7 @@ class Lease:
             step, total, seconds = self._step, self._total, self._seconds
         try:
             with self._database.transaction() as tx:
-                leases.renew(
+                wish = leases.renew(
                     tx,
                     self.job_id,
                     self.attempt,
@@ -71,11 +89,17 @@ class Lease:
                     total_steps=total,
                     notes=notes,
                 )
+            self._metrics.renewed("ok")
+        except LostError:
+            self._metrics.renewed("lost")
+            raise
         except UnavailableError:
+            self._metrics.renewed("unavailable")
             with self._lock:
                 self._points[:0] = points
                 self._notes[:0] = notes
             raise
+        self.wish = wish
 
     def close(self) -> None:
         """Renew no more."""

@@ -20,14 +20,17 @@ from celery import signals
 from celery.worker import state as celery_state
 from sqlalchemy import select
 
-from manylora import __version__, keys
+from manylora import __version__, crash, keys
 from manylora.celery_app import make_app
+from manylora.checks import service_checks
 from manylora.clock import SystemClock
 from manylora.errors import ManyloraError, UnavailableError, UsageError
 from manylora.ledger import bases, workers
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Base, Worker
 from manylora.logs import configure
+from manylora.metrics import WorkerMetrics
+from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
 from worker.bases.fetch import ensure
@@ -36,6 +39,9 @@ from worker.tasks import register
 from worker.trainer.link import TrainerLink
 
 log = structlog.get_logger(__name__)
+#: a worker that has not tried to report for that long has stopped turning
+_STUCK_SECONDS = 120.0
+_STOP_SECONDS = 3.0
 
 
 def pick_device(asked: str) -> str:
@@ -69,6 +75,8 @@ class WorkerProcess:
             settings.database_url.get_secret_value(), pool_size=max(5, 2 * slots)
         )
         self.store = Store(settings)
+        self.metrics = WorkerMetrics()
+        self.metrics.slots.set(slots)
         self.stopping = Event()
         self.over = Event()
         self.serving: Base | None = None
@@ -79,10 +87,12 @@ class WorkerProcess:
         self.queue: str | None = None
         self.restart = False
         self.link: TrainerLink | None = None
+        self._reported = self.clock.monotonic()
 
     def run(self) -> None:
         """Until told to stop."""
         self._hear_signals()
+        probe = self._show()
         base = self._wait_for_base()
         if base is not None:
             heart = Thread(target=self._beat, daemon=True)
@@ -91,10 +101,12 @@ class WorkerProcess:
             finally:
                 self._hear_signals()  # Celery put its own handlers in place
                 if self.link is not None:
-                    self.link.stop()
+                    # Every job has left, or its time is over: nothing here is worth a wait.
+                    self.link.stop(timeout=_STOP_SECONDS)
                 self.over.set()
                 if heart.is_alive():
                     heart.join()
+        probe.stop()
         if self.restart:
             log.info("worker.new_base")
             self.database.close()
@@ -104,11 +116,29 @@ class WorkerProcess:
         self._report_quietly()
         self.database.close()
 
+    def _show(self) -> Probe:
+        """Metrics and health on `metrics_port`, if there is one."""
+        checks = service_checks(self.settings, self.database, self.store)
+        probe = Probe(self.metrics.text, {**checks, "base": self._check_base}, self.alive)
+        self.metrics.trainer_restarts.set_function(lambda: self.link.restarts if self.link else 0)
+        probe.show(self.settings.metrics_host, self.settings.metrics_port)
+        return probe
+
+    def _check_base(self) -> None:
+        """Raises: UnavailableError unless a base is held and jobs are taken."""
+        if self.state != "ready" or self.link is None or not self.link.ready.is_set():
+            raise UnavailableError(
+                f"the worker is {self.state}" + (f": {self.note}" if self.note else ""),
+                hint="a base is loaded in seconds to minutes; without one: manylora base list",
+            )
+
     def _hear_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._told_to_stop())
+            signal.signal(number, self._told_to_stop)
 
-    def _told_to_stop(self) -> None:
+    def _told_to_stop(self, number: int, frame: Any) -> None:
+        if self.stopping.is_set():
+            _leave_now(number, frame)
         self.restart = False  # who is told to stop does not come back with another base
         self.stopping.set()
 
@@ -145,6 +175,7 @@ class WorkerProcess:
             token_budget=self.settings.token_budget,
             memory_limit=self.settings.memory_limit,
             kernels=self.settings.folder("kernels"),
+            log=(self.settings.log_level, self.settings.log_format),
         )
         self.link.start()
         while not self.link.ready.wait(0.5):
@@ -164,7 +195,10 @@ class WorkerProcess:
         """The base's folder; tries again while the store is away. None when stopped before."""
         while not self.stopping.is_set():
             try:
-                return ensure(self.store, self.settings.folder("bases"), base)
+                folder = ensure(self.store, self.settings.folder("bases"), base)
+                if not self.store.probe():
+                    log.warning("store.no_conditional_put")
+                return folder
             except ManyloraError as error:
                 self.note = f"cannot fetch {base.name}: {error.message}"
                 log.warning("worker.fetch", error=error.message)
@@ -177,7 +211,13 @@ class WorkerProcess:
         assert self.link is not None
         assert self.queue is not None
         self.supervisor = supervisor = Supervisor(
-            self.settings, self.database, self.store, self.link, folder, self.id
+            self.settings,
+            self.database,
+            self.store,
+            self.link,
+            folder,
+            self.id,
+            metrics=self.metrics,
         )
         app = make_app(self.settings.broker_url.get_secret_value(), queues=(self.queue,))
         register(app, supervisor)
@@ -186,6 +226,8 @@ class WorkerProcess:
             self.restart = False
             self.state = "draining"
             supervisor.draining.set()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _leave_now)
 
         signals.worker_shutting_down.connect(drain, weak=False)
         celery = app.Worker(
@@ -237,7 +279,12 @@ class WorkerProcess:
             self.supervisor.draining.set()
         celery_state.should_stop = 0  # a warm shutdown, and the exit code 0
 
+    def alive(self) -> bool:
+        """Whether this worker tried to report lately, whatever came of it."""
+        return self.clock.monotonic() - self._reported < _STUCK_SECONDS
+
     def _report(self) -> Worker:
+        self._reported = self.clock.monotonic()
         columns: dict[str, Any] = {
             "device_kind": self.kind,
             "slots": self.slots,
@@ -272,9 +319,16 @@ class WorkerProcess:
             log.warning("worker.report", error=error.message)
 
 
+def _leave_now(number: int, _: Any) -> None:
+    """Told a second time: not another moment. The trainer ends with this process, and the jobs come
+    back when their leases are over."""
+    os._exit(128 + number)
+
+
 def serve(settings: Settings, *, base: str | None, slots: int, device: str) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, settings.secrets())
+    crash.arm(settings.crash_at)
     if slots < 1:
         raise UsageError(f"{slots} slots are no slots", hint="--slots 1 or more")
     worker = WorkerProcess(settings, base, slots, device)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from manylora import keys
 from manylora.datasets.tokenize import Tokenizer, Totals, encode_file
-from manylora.errors import BadSpecError
+from manylora.errors import BadSpecError, DatasetError, IntegrityError, NotFoundError
 from manylora.ledger.tables import File
 from manylora.storage.store import Store
 
@@ -40,8 +40,28 @@ def tokenizer_of(base: Path, chat_template: str | None) -> Tokenizer:
 
 
 def fetch_dataset(store: Store, file: File, target: Path) -> None:
-    """Download a dataset and check its digest. Raises: IntegrityError, NotFoundError."""
-    store.get_file(keys.dataset_key(str(file.tenant_id), file.sha256), target, file.sha256)
+    """Download a dataset and check its digest; twice, for the first time may have been the wire's.
+
+    Raises: DatasetError when it is gone or is not what was uploaded.
+    """
+    key = keys.dataset_key(str(file.tenant_id), file.sha256)
+    named = f"{file.id} ({file.filename})"
+    for last in (False, True):
+        try:
+            store.get_file(key, target, file.sha256)
+            return
+        except NotFoundError as error:
+            raise DatasetError(
+                f"{named} is no longer in the store: upload it again and submit a new job",
+                code="file_gone",
+            ) from error
+        except IntegrityError as error:
+            if last:
+                raise DatasetError(
+                    f"{named} in the store is not what was uploaded (its sha256 differs): "
+                    "upload it again and submit a new job",
+                    code="file_changed",
+                ) from error
 
 
 def write_examples(

@@ -1,37 +1,61 @@
 """Supervise one job from its claim to its end, in one Celery thread. Imports no torch.
 
-claim → download → tokenise → join the trainer → follow its steps, renewing the lease →
-upload → commit. Whatever goes wrong ends in one of: lost (leave quietly), failed (the job's own
-fault), released (back to the queue).
+claim → adopt what an earlier attempt left whole, or: download → tokenise → follow the job through
+the trainer (follow.py), renewing the lease → upload → commit. Whatever goes wrong ends in one of:
+lost (leave quietly), failed (the job's own fault), released (back to the queue).
 """
 
 from __future__ import annotations
 
-import queue
+import errno
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import select
 
-from manylora import keys
+from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
 from manylora.datasets.tokenize import Tokenizer, Totals
-from manylora.errors import LostError, ManyloraError, TrainingError, UnavailableError
-from manylora.ledger import events, leases
+from manylora.errors import IntegrityError, LostError, ManyloraError, UnavailableError
+from manylora.ledger import checkpoints, jobs, leases, workers
 from manylora.ledger.database import Database
-from manylora.ledger.tables import Base, File, Job, Tenant
+from manylora.ledger.tables import Base, Checkpoint, File, Job, Tenant
+from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
+from manylora.storage import sweep
 from manylora.storage.store import Store
-from worker import checkpoint, prepare, publish
+from worker import adopt, checkpoint, prepare, publish
+from worker.checkpoint import Resumed
+from worker.follow import Follow
 from worker.lease import Lease
-from worker.trainer.link import Message, TrainerLink
+from worker.outlast import outlast
+from worker.trainer.link import TrainerLink
 
 log = structlog.get_logger(__name__)
-#: errors that trying again can mend; all others are the job's own
-_AGAIN = {"unavailable", "integrity"}
-_POLL_SECONDS = 0.5
+T = TypeVar("T")
+#: seconds that a worker of other numerics leaves a job to those it began on
+_ELSEWHERE = 30.0
+#: what a job in work needs on disk: this many times its datasets, and room for its checkpoints
+_COPIES, _ROOM = 4, 256 << 20
+
+
+#: errors of a job that are not its tenant's doing, and what they count as
+_KINDS = {"poison": "lost", "out_of_memory": "oom"}
+
+
+class _HandedBack(Exception):  # noqa: N818  (no error: a way out)
+    """The job goes back to the queue at no cost to it, for `wait` seconds at least; says why."""
+
+    def __init__(self, why: str, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait = wait
 
 
 class Supervisor:
@@ -46,6 +70,7 @@ class Supervisor:
         base_folder: Path,
         worker_id: str,
         clock: Clock | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -54,12 +79,18 @@ class Supervisor:
         self.base_folder = base_folder
         self.worker_id = worker_id
         self.clock = clock or SystemClock()
+        self.metrics = metrics or WorkerMetrics()
         self.draining = Event()
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_lock = Lock()
 
     def run(self, job_id: str, attempt: int) -> str:
         """Work one attempt; returns how it ended: lost, succeeded, failed, released."""
+        with self.metrics.attempt() as ended:
+            ended.append(self._run(job_id, attempt))
+        return ended[0]
+
+    def _run(self, job_id: str, attempt: int) -> str:
         try:
             with self.database.transaction() as tx:
                 job = leases.claim(
@@ -71,18 +102,28 @@ class Supervisor:
                 )
         except LostError:
             return "lost"  # someone else has it, or the wake-up is stale
+        crash.point("after_claim")
+        structlog.contextvars.bind_contextvars(tenant_id=str(job.tenant_id))
         log.info("job.claimed")
-        lease = Lease(self.database, self.settings, self.clock, job_id, attempt)
+        lease = Lease(self.database, self.settings, self.clock, job_id, attempt, self.metrics)
         folder = self.settings.folder("scratch") / f"{job_id}-{attempt:06d}"
         try:
             try:
                 return self._work(job, lease, folder)
+            except _HandedBack as why:
+                return self._hand_back(job, lease, str(why), why.wait)
+            except OSError as error:
+                return self._give_up(job, lease, _of_the_disk(error, folder))
             except LostError:
                 with self.database.transaction() as tx:
                     leases.close(tx, job_id, attempt, "left")
                 return "lost"
             except ManyloraError as error:
+                if self.draining.is_set() and error.error_code == UnavailableError.code:
+                    return self._hand_back(job, lease, "its worker is shutting down", 0.0)
                 return self._give_up(job, lease, error)
+        except LostError:
+            return "lost"
         except UnavailableError as error:
             # The database is away: the lease ends by itself, and the scheduler closes the books.
             log.warning("job.left_open", error=error.message)
@@ -93,42 +134,52 @@ class Supervisor:
 
     def _give_up(self, job: Job, lease: Lease, error: ManyloraError) -> str:
         log.warning("job.gave_up", code=error.error_code, error=error.message)
-        try:
-            _end(lease)
-            with self.database.transaction() as tx:
-                if error.error_code in _AGAIN:
-                    queued = leases.release(
-                        tx,
-                        job.id,
-                        job.attempt,
-                        actor=self.worker_id,
-                        reason=error.message,
-                        counts=True,
-                    )
-                    return "released" if queued else "failed"
-                leases.fail(
+        _end(lease)
+        with self.database.transaction() as tx:
+            if isinstance(error, UnavailableError | IntegrityError):  # all others stay as they are
+                queued = leases.release(
                     tx,
                     job.id,
                     job.attempt,
-                    worker_id=self.worker_id,
-                    code=error.error_code,
-                    message=error.message,
+                    actor=self.worker_id,
+                    reason=error.message,
+                    counts=True,
+                    kind="infra",
+                    most_failures=self.settings.most_failures_infra,
                 )
-                return "failed"
-        except LostError:
-            return "lost"
+                return "released" if queued else "failed"
+            leases.fail(
+                tx,
+                job.id,
+                job.attempt,
+                worker_id=self.worker_id,
+                code=error.error_code,
+                message=error.message,
+                kind=_KINDS.get(error.error_code, "user"),
+            )
+            return "failed"
+
+    def _hand_back(self, job: Job, lease: Lease, why: str, wait: float) -> str:
+        _end(lease)
+        with self.database.transaction() as tx:
+            leases.release(tx, job.id, job.attempt, actor=self.worker_id, reason=why, counts=False)
+            jobs.postpone(tx, job.id, job.attempt, wait)
+        return "released"
 
     def _work(self, job: Job, lease: Lease, folder: Path) -> str:
+        base, tenant, files, saved = self._outlast(lease, lambda: self._rows(job))
         folder.mkdir(parents=True, exist_ok=True)
-        with self.database.transaction() as tx:
-            base = tx.scalars(select(Base).where(Base.name == job.base)).one()
-            tenant = tx.scalars(select(Tenant).where(Tenant.id == job.tenant_id)).one()
-            wanted = [i for i in (job.training_file, job.validation_file) if i]
-            found = {f.id: f for f in tx.scalars(select(File).where(File.id.in_(wanted)))}
-            saved = leases.checkpoints(tx, job.id)
-        files = [found[i] for i in wanted]
-        self._tokenise(job, base, files, folder)
-        resume = checkpoint.restore(self.store, saved, folder)
+        _room_for(files, folder)
+        orphan = self._outlast(lease, lambda: adopt.find(self.store, job, files, folder / "orphan"))
+        if orphan is not None:
+            return self._adopt(job, lease, orphan)
+        self._tokenise(job, lease, base, files, folder)
+        resumed = self._outlast(
+            lease, lambda: checkpoint.restore(self.database, self.store, job, saved, folder)
+        )
+        if resumed is not None:
+            lease.at(resumed.step, job.total_steps)
+            resumed = self._exactly(job, resumed)
         order = {
             "op": "join",
             "key": f"{job.id}:{job.attempt}",
@@ -137,17 +188,136 @@ class Supervisor:
             "hyperparameters": job.hyperparameters,
             "seed": job.seed,
         }
-        finished = self._train(job, lease, order, resume[1] if resume else None)
+        name = keys.adapter_name(job.base, tenant, job.suffix)
+        follow = self._outlast(
+            lease,
+            lambda: Follow(
+                self.settings,
+                self.database,
+                self.store,
+                self.link,
+                self.clock,
+                self.draining,
+                job,
+                lease,
+                order,
+                resumed,
+                name,
+                self.metrics,
+            ),
+        )
+        finished = follow.run()
         if finished is None:
-            return "released"
+            raise _HandedBack("its worker is shutting down")
         out, job.total_steps = Path(finished["folder"]), finished["step"]
-        name = keys.adapter_name(job.base, tenant.name, job.suffix)
-        described = publish.manifest(job, tenant.name, name, out, files, self.link.numerics)
-        published = publish.upload(self.store, job, out, described)
-        _end(lease)
-        publish.commit(self.database, job, published, self.worker_id, finished["tokens"])
-        log.info("job.published", adapter=name)
+        described = publish.manifest(
+            job,
+            tenant,
+            name,
+            out,
+            files,
+            self.link.numerics,
+            tokens=finished["tokens"],
+            exact=follow.exact,
+        )
+        point = {k: v for k, v in follow.last_point.items() if k != "seconds"}
+        with self.metrics.publish():
+            published = self._outlast(
+                lease, lambda: publish.upload(self.store, job, out, described)
+            )
+            self._commit(job, lease, published, finished["tokens"], point)
         return "succeeded"
+
+    def _rows(self, job: Job) -> tuple[Base, str, list[File], list[Checkpoint]]:
+        """What a job begins with: its base, its tenant's name, its files, its checkpoints."""
+        with self.database.transaction() as tx:
+            base = tx.scalars(select(Base).where(Base.name == job.base)).one()
+            tenant = tx.scalars(select(Tenant.name).where(Tenant.id == job.tenant_id)).one()
+            wanted = [i for i in (job.training_file, job.validation_file) if i]
+            found = {f.id: f for f in tx.scalars(select(File).where(File.id.in_(wanted)))}
+            return base, tenant, [found[i] for i in wanted], checkpoints.of_job(tx, job.id)
+
+    def _adopt(self, job: Job, lease: Lease, orphan: adopt.Orphan) -> str:
+        """Publish what an earlier attempt made and could not publish any more."""
+        job.total_steps = orphan.steps
+        lease.at(orphan.steps, orphan.steps)
+        source = orphan.published.source_attempt
+        with self.database.transaction() as tx:
+            leases.note(
+                tx,
+                job,
+                f"The adapter of attempt {source} is whole and verified: it is published as it is",
+                actor=self.worker_id,
+                data={"source_attempt": source},
+            )
+        self._commit(job, lease, orphan.published, orphan.tokens, None)
+        return "succeeded"
+
+    def _commit(
+        self,
+        job: Job,
+        lease: Lease,
+        published: publish.Published,
+        tokens: int,
+        metrics: dict[str, object] | None,
+    ) -> None:
+        """The last renewal and the one transaction; both bear repeating. What the job could have
+        resumed from is deleted then; what stays behind is the sweep's."""
+
+        def commit() -> None:
+            with suppress(LostError):  # lost to our own first try, perhaps: the commit sees
+                lease.flush()
+            publish.commit(self.database, job, published, self.worker_id, tokens, metrics)
+
+        try:
+            self._outlast(lease, commit)
+        except LostError:
+            commit()
+        lease.close()
+        log.info("job.published", adapter=published.name)
+        try:
+            with self.database.transaction() as tx:
+                kept = [c.prefix for c in checkpoints.of_job(tx, job.id, "epoch")]
+            sweep.clear(
+                self.store,
+                str(job.tenant_id),
+                job.id,
+                [published.prefix, *kept],
+                published.manifest_key,
+            )
+        except UnavailableError as error:
+            log.warning("job.not_tidied", job_id=job.id, error=error.message)
+
+    def _outlast(self, lease: Lease, call: Callable[[], T]) -> T:
+        return outlast(
+            call,
+            clock=self.clock,
+            lease=lease,
+            draining=self.draining,
+            seconds=self.settings.patience_seconds,
+        )
+
+    def _exactly(self, job: Job, resumed: Resumed) -> Resumed:
+        """The state as this worker may take it: if other numerics made it, only when no worker of
+        those is to be had.
+
+        Raises: _HandedBack while there is one.
+        """
+        ours = self.link.numerics
+        if not resumed.numerics or not ours or resumed.numerics == ours:
+            return resumed
+        with self.database.transaction() as tx:
+            if workers.served_lately(
+                tx, job.base_fingerprint, resumed.numerics, self.settings.exact_wait_seconds
+            ):
+                raise _HandedBack("it waits for a worker like the one it began on", _ELSEWHERE)
+            differs = sorted(k for k, v in resumed.numerics.items() if ours.get(k) != v)
+            told = (
+                f"No worker like the one it began on ({', '.join(differs)} differ): it is resumed "
+                "all the same, and its bytes may not be those of an undisturbed training"
+            )
+            leases.note(tx, job, told, actor=self.worker_id, level="warn", data={"exact": False})
+        return replace(resumed, exact=False)
 
     def _tokenizer_of(self, base: Base) -> Tokenizer:
         """The base's tokenizer, read once: it may be hundreds of megabytes, so jobs share it."""
@@ -156,112 +326,44 @@ class Supervisor:
                 self._tokenizer = prepare.tokenizer_of(self.base_folder, base.chat_template)
             return self._tokenizer
 
-    def _tokenise(self, job: Job, base: Base, files: list[File], folder: Path) -> None:
+    def _tokenise(
+        self, job: Job, lease: Lease, base: Base, files: list[File], folder: Path
+    ) -> None:
         tokenizer = self._tokenizer_of(base)
         length = int(job.hyperparameters["context_length"])
         for file, name in zip(files, ("train", "validation"), strict=False):
             source = folder / f"{name}.jsonl"
-            prepare.fetch_dataset(self.store, file, source)
+            self._outlast(lease, partial(prepare.fetch_dataset, self.store, file, source))
             totals = Totals()
             target = folder / f"{name}.safetensors"
             prepare.write_examples(tokenizer, source, target, length, totals)
             if totals.truncated:
                 told = prepare.cut(totals.truncated, prepare.KINDS[name], length)
                 with self.database.transaction() as tx:
-                    events.add(tx, job, told, actor=self.worker_id, level="warn")
+                    leases.note(tx, job, told, actor=self.worker_id, level="warn")
 
-    def _train(self, job: Job, lease: Lease, order: Message, resume: Path | None) -> Message | None:
-        """Follow the job through the trainer; its last message, or None when handed back."""
-        key = order["key"]
-        mailbox = self.link.listen(key)
-        crashes = 0
-        saved_at = self.clock.monotonic()
-        heard_at = self.clock.monotonic()
-        joined, born = False, 0
-        saving = False
-        try:
-            while True:
-                if lease.lost.is_set():
-                    raise LostError(f"{job.id}: the lease is gone")
-                if self.draining.is_set() and not joined:
-                    self._hand_back(job, lease)
-                    return None
-                if not joined and self.link.ready.is_set():
-                    born = self.link.restarts
-                    joined = self._told({**order, "resume": str(resume) if resume else None})
-                    heard_at = self.clock.monotonic()
-                message = self._next(mailbox)
-                now = self.clock.monotonic()
-                if message is None:
-                    if joined and now - heard_at > self.settings.stall_seconds:
-                        log.error("trainer.hangs", job_id=job.id)
-                        self.link.kill()
-                        heard_at = now
-                    continue
-                heard_at = now
-                event = message["ev"]
-                if event == "step":
-                    _note_step(lease, message)
-                    if self.draining.is_set():
-                        self._told({"op": "leave", "key": key, "checkpoint": True})
-                    elif not saving and now - saved_at > self.settings.checkpoint_seconds:
-                        saving = self._told({"op": "checkpoint", "key": key})
-                elif event == "checkpoint":
-                    last, resume = resume, Path(message["folder"])
-                    self._save(job, message["step"], resume)
-                    saving, saved_at = False, self.clock.monotonic()
-                    if last is not None and last != resume:
-                        shutil.rmtree(last, ignore_errors=True)
-                elif event == "finished":
-                    return message
-                elif event == "failed":
-                    raise TrainingError(message["message"], code=message["code"])
-                elif event == "left":
-                    self._hand_back(job, lease)
-                    return None
-                elif event == "crashed" and joined and message["restarts"] > born:
-                    joined = saving = False
-                    crashes += 1
-                    if crashes > 1:
-                        raise UnavailableError("the trainer died twice under this job")
-        finally:
-            self._told({"op": "leave", "key": key})
-            self.link.forget(key)
 
-    def _save(self, job: Job, step: int, folder: Path) -> None:
-        """Keep a checkpoint. An outage costs this checkpoint, not the job: it trains on."""
-        try:
-            checkpoint.save(self.database, self.store, job, step, folder)
-        except UnavailableError as error:
-            log.warning("checkpoint.skipped", job_id=job.id, step=step, error=error.message)
+def _room_for(files: list[File], folder: Path) -> None:
+    """Raises: UnavailableError when the disk has no room for a job."""
+    needed = _COPIES * sum(file.bytes for file in files) + _ROOM
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"the worker's disk has {free / 2**20:.0f} MiB free, and the job needs "
+            f"{needed / 2**20:.0f} MiB",
+            code="disk_full",
+            hint="free space below MANYLORA_SCRATCH",
+        )
 
-    @staticmethod
-    def _next(mailbox: queue.Queue[Message]) -> Message | None:
-        try:
-            return mailbox.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            return None
 
-    def _told(self, order: Message) -> bool:
-        """Give the trainer an order; False when it died, of which a message tells (or told)."""
-        try:
-            self.link.send(order)
-        except UnavailableError as error:
-            log.info("trainer.not_told", op=order["op"], key=order["key"], error=error.message)
-            return False
-        return True
-
-    def _hand_back(self, job: Job, lease: Lease) -> None:
-        _end(lease)
-        with self.database.transaction() as tx:
-            leases.release(
-                tx,
-                job.id,
-                job.attempt,
-                actor=self.worker_id,
-                reason="its worker is shutting down",
-                counts=False,
-            )
+def _of_the_disk(error: OSError, folder: Path) -> UnavailableError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnavailableError(
+            f"the worker's disk is full ({folder.parent})",
+            code="disk_full",
+            hint="free space below MANYLORA_SCRATCH",
+        )
+    return UnavailableError(f"the worker's disk: {error}", code="disk_error")
 
 
 def _end(lease: Lease) -> None:
@@ -271,19 +373,3 @@ def _end(lease: Lease) -> None:
     """
     lease.close()
     lease.flush()
-
-
-def _note_step(lease: Lease, message: Message) -> None:
-    """A step's point, and about ten times in a job's life a line of its history."""
-    step, total, point = message["step"], message["total_steps"], message["point"]
-    note = None
-    if step == total or step % max(1, total // 10) == 0:
-        note = f"Step {step}/{total}: training loss={point['train_loss']:.2f}"
-        if "valid_loss" in point:
-            note += f", validation loss={point['valid_loss']:.2f}"
-    if message["stopped_early"]:
-        note = (
-            f"Stopped early at step {step}/{total}: the validation loss was lowest at step "
-            f"{message['best_step']}, and that adapter is kept"
-        )
-    lease.progress(step, total, point, note)

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from celery import Celery
 
-from manylora import keys
+from manylora import crash, keys
 from worker.supervise import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,7 @@ def register(app: Celery, supervisor: Supervisor) -> None:
             if v != 1 or not isinstance(job_id, str) or not isinstance(attempt, int):
                 log.warning("wakeup.not_understood", v=v)
                 return
+            crash.point("after_hint")
             log.info("job.left", outcome=supervisor.run(job_id, attempt))
         except BaseException:
             log.exception("job.supervisor_broke")

@@ -9,6 +9,8 @@
  */
 #include "amx.h"
 
+#define TOGETHER 4 /* panels of a gradient at once: rows are read in longer pieces */
+
 /* w[i] is [width, rank] (`by_rows`) or [rank, width]; out[i] gets width / 32 panels. */
 void panels(long n, long width, const bf16 *const *w, const int64_t *ld, const int32_t *rank,
             int by_rows, bf16 *const *out) {
@@ -20,7 +22,7 @@ void panels(long n, long width, const bf16 *const *w, const int64_t *ld, const i
             if (by_rows)
                 pack_rows(w[i] + p * 32 * ld[i], ld[i], 32, rank[i], to);
             else
-                pack_columns(w[i] + p * 32, ld[i], 32, rank[i], to);
+                pack_columns(w[i] + p * 32, ld[i], 32, rank[i], to, 1, 0);
         }
 }
 
@@ -47,7 +49,7 @@ void low(long n, long depth, const bf16 *x, long ldx, const int64_t *start, cons
                     if (r < rank[i] && by_rows)
                         pack_rows(w[i] + r * ld[i], ld[i], MIN(32, rank[i] - r), depth, panel);
                     else if (r < rank[i])
-                        pack_columns(w[i] + r, ld[i], MIN(32, rank[i] - r), depth, panel);
+                        pack_columns(w[i] + r, ld[i], rank[i] - r, depth, panel, 1, 0);
                     for (long row = top; row < bottom; row += 32) {
                         long other = row + 16 < bottom ? row + 16 : row;
                         zeros();
@@ -78,10 +80,41 @@ static void turn(const bf16 *s, long lds, long rows, long ranks, bf16 *out) {
                     *out++ = r + i < ranks && k + j < rows ? s[(k + j) * lds + r + i] : 0;
 }
 
+/* g += 32 ranks times a panel: a holds their tiles, those of the second 16 ranks after the first. */
+static void piece(const bf16 *a, const bf16 *panel, long steps, long ranks, int turned, float *g,
+                  long ld) {
+    float *c = scratch(2, 4096);
+    zeros();
+    dots_by(a, ranks > 16 ? a + steps * TILE : a, 64, TILE, panel, steps);
+    sums_to(c, 32);
+    if (!turned) {
+        for (long k = 0; k < ranks; k++)
+            for (long j = 0; j < 32; j += 16) {
+                float *to = g + k * ld + j;
+                _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to),
+                                                   _mm512_load_ps(c + k * 32 + j)));
+            }
+        return;
+    }
+    for (long k = 0; k < ranks; k += 16)
+        for (long j = 0; j < 32; j += 16) {
+            __m512i block[16];
+            for (int l = 0; l < 16; l++) block[l] = _mm512_load_si512(c + (k + l) * 32 + j);
+            transpose(block);
+            __mmask16 held = (__mmask16)first32(ranks - k);
+            for (int l = 0; l < 16; l++) {
+                float *to = g + (j + l) * ld + k;
+                __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(held, to),
+                                           _mm512_castsi512_ps(block[l]));
+                _mm512_mask_storeu_ps(to, held, sum);
+            }
+        }
+}
+
 /* g[i] is float [rank, width], rows ld[i] apart; or, `turned`, [width, rank], rows ld[i] apart.
  * Ranks are columns `column[i]` and following of s; x's columns are `from[i]` to `to[i]`, which
- * are multiples of 32. */
-void gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const int64_t *start,
+ * are multiples of 32. Returns 0, or 1 where memory is out. */
+int gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const int64_t *start,
               const int64_t *stop, const int32_t *column, const int32_t *rank, const int64_t *from,
               const int64_t *to, float *const *g, const int64_t *ld, int turned) {
     long most = 0, total = 0, *at = malloc(sizeof(long) * (n + 1));
@@ -92,7 +125,11 @@ void gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const in
         total += rows * ((rank[i] + 15) / 16 * 16 + 16);
     }
     bf16 *left = aligned_alloc(64, total * 2 + 64);
-    if (!at || !left) abort();
+    if (!at || !left) {
+        free(left);
+        free(at);
+        return 1;
+    }
 #pragma omp parallel
     {
         tiles_on();
@@ -101,60 +138,27 @@ void gradient(long n, const bf16 *s, long lds, const bf16 *x, long ldx, const in
             turn(s + start[i] * lds + column[i], lds, stop[i] - start[i], rank[i], left + at[i]);
         /* An adapter may have several pieces: they are added up in their order. */
 #pragma omp for schedule(dynamic)
-        for (long p = 0; p < most; p++)
+        for (long first = 0; first < most; first += TOGETHER)
             for (long i = 0; i < n; i++) {
                 long rows = stop[i] - start[i], steps = (rows + 31) / 32;
-                if (p * 32 >= to[i] - from[i]) continue;
-                bf16 *panel = scratch(0, (size_t)steps * 2048);
-                float *c = scratch(2, 4096);
-                long first = from[i] + p * 32;
-                pack_columns(x + start[i] * ldx + first, ldx, 32, rows, panel);
-                for (long r = 0; r < rank[i]; r += 32) {
-                    const bf16 *a = left + at[i] + r * steps * 32;
-                    const bf16 *b = r + 16 < rank[i] ? a + steps * TILE : a;
-                    zeros();
-                    for (long k = 0; k < steps; k++) {
-                        LOAD(4, a + k * TILE, 64);
-                        LOAD(5, b + k * TILE, 64);
-                        LOAD(6, panel + k * 2 * TILE, 64);
-                        LOAD(7, panel + k * 2 * TILE + TILE, 64);
-                        DOT(0, 4, 6);
-                        DOT(1, 4, 7);
-                        DOT(2, 5, 6);
-                        DOT(3, 5, 7);
-                    }
-                    sums_to(c, 32);
-                    long some = MIN(32, rank[i] - r), off = first - from[i];
-                    if (turned) {
-                        for (long k = 0; k < some; k += 16)
-                            for (long j = 0; j < 32; j += 16) {
-                                __m512i block[16];
-                                for (int l = 0; l < 16; l++)
-                                    block[l] = _mm512_load_si512(c + (k + l) * 32 + j);
-                                transpose(block);
-                                __mmask16 held = (__mmask16)first32(some - k);
-                                for (int l = 0; l < 16; l++) {
-                                    float *at = g[i] + (off + j + l) * ld[i] + r + k;
-                                    _mm512_mask_storeu_ps(
-                                        at, held,
-                                        _mm512_add_ps(_mm512_maskz_loadu_ps(held, at),
-                                                      _mm512_castsi512_ps(block[l])));
-                                }
-                            }
-                    } else {
-                        for (long k = 0; k < some; k++)
-                            for (long j = 0; j < 32; j += 16) {
-                                float *to16 = g[i] + (r + k) * ld[i] + off + j;
-                                _mm512_storeu_ps(to16, _mm512_add_ps(_mm512_loadu_ps(to16),
-                                                                     _mm512_load_ps(c + k * 32 + j)));
-                            }
-                    }
-                }
+                long count = MIN(TOGETHER, (to[i] - from[i]) / 32 - first);
+                if (count <= 0) continue;
+                bf16 *panel = scratch(0, (size_t)TOGETHER * steps * 2048);
+                const bf16 *own = x + start[i] * ldx + from[i] + first * 32;
+                pack_columns(own, ldx, count * 32, rows, panel, count, steps * 2 * TILE);
+                for (long p = 0; p < count; p++)
+                    for (long r = 0; r < rank[i]; r += 32)
+                        piece(left + at[i] + r * steps * 32, panel + p * steps * 2 * TILE, steps,
+                              MIN(32, rank[i] - r), turned,
+                              turned ? g[i] + (first + p) * 32 * ld[i] + r
+                                     : g[i] + r * ld[i] + (first + p) * 32,
+                              ld[i]);
             }
         tiles_off();
     }
     free(left);
     free(at);
+    return 0;
 }
 
 static inline __m512i mix(__m512i z) {

@@ -117,24 +117,29 @@ static inline void pack_rows(const bf16 *w, long ld, long columns, long depth, b
     }
 }
 
-/* A panel from w [depth, columns]. `columns` <= 32. */
-static inline void pack_columns(const bf16 *w, long ld, long columns, long depth, bf16 *out) {
+/* `count` panels, `apart` numbers from each other, from w [depth, columns]; `columns` is what is left
+ * of w from the first panel on. Rows are read once for all of them. */
+static inline void pack_columns(const bf16 *w, long ld, long columns, long depth, bf16 *out,
+                                long count, long apart) {
     static const int16_t order[64] __attribute__((aligned(64))) = {
         0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
         8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
         16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
     __m512i left = _mm512_load_si512(order), right = _mm512_load_si512(order + 32);
-    __mmask32 some = first32(columns);
+    __m512i none = _mm512_setzero_si512();
     for (long k = 0; k < depth; k += 32, out += 2 * TILE)
         for (int i = 0; i < 16; i++) {
             long row = k + 2 * i;
-            __m512i a = row < depth ? _mm512_maskz_loadu_epi16(some, w + row * ld)
-                                    : _mm512_setzero_si512();
-            __m512i b = row + 1 < depth ? _mm512_maskz_loadu_epi16(some, w + (row + 1) * ld)
-                                        : _mm512_setzero_si512();
-            _mm512_store_si512(out + i * 32, _mm512_permutex2var_epi16(a, left, b));
-            _mm512_store_si512(out + TILE + i * 32, _mm512_permutex2var_epi16(a, right, b));
+            for (long p = 0; p < count; p++) {
+                __mmask32 some = first32(columns - p * 32);
+                const bf16 *from = w + row * ld + p * 32;
+                bf16 *to = out + p * apart + i * 32;
+                __m512i a = row < depth ? _mm512_maskz_loadu_epi16(some, from) : none;
+                __m512i b = row + 1 < depth ? _mm512_maskz_loadu_epi16(some, from + ld) : none;
+                _mm512_store_si512(to, _mm512_permutex2var_epi16(a, left, b));
+                _mm512_store_si512(to + TILE, _mm512_permutex2var_epi16(a, right, b));
+            }
         }
 }
 

@@ -65,7 +65,7 @@ void attend(long n, const int64_t *start, const int64_t *length, long heads, lon
                     pack_rows(k + (at + b * 32) * ldk + g * width, ldk, t - b * 32, width,
                               keys + b * 32 * width);
                 for (long e = 0; e < width; e += 32)
-                    pack_columns(v + at * ldv + g * width + e, ldv, 32, t, values + e * tall);
+                    pack_columns(v + at * ldv + g * width + e, ldv, 32, t, values + e * tall, 1, 0);
                 for (long h = g * share; h < (g + 1) * share; h++)
                     for (long b = 0; b < blocks; b++) {
                         long rows = MIN(32, t - b * 32), first = at + b * 32;
@@ -174,7 +174,7 @@ void attend_back(long n, const int64_t *start, const int64_t *length, long heads
                 copy(k + at * ldk + g * width, ldk, t, tall, width, keys);
                 copy(v + at * ldv + g * width, ldv, t, tall, width, values);
                 for (long e = 0; e < width; e += 32)
-                    pack_columns(keys + e, width, 32, tall, panels + e * tall);
+                    pack_columns(keys + e, width, 32, tall, panels + e * tall, 1, 0);
                 memset(sums, 0, (size_t)2 * tall * width * 4);
                 for (long h = g * share; h < (g + 1) * share; h++)
                     for (long b = 0; b < blocks; b++) {
@@ -185,10 +185,8 @@ void attend_back(long n, const int64_t *start, const int64_t *length, long heads
                         copy(given + first * ldg + h * width, ldg, rows, 32, width, slope);
                         pack_rows(query, width, 32, width, query_rows);
                         pack_rows(slope, width, 32, width, slope_rows);
-                        for (long e = 0; e < width; e += 32) {
-                            pack_columns(query + e, width, 32, 32, query_cols + e * 32);
-                            pack_columns(slope + e, width, 32, 32, slope_cols + e * 32);
-                        }
+                        pack_columns(query, width, width, 32, query_cols, width / 32, 1024);
+                        pack_columns(slope, width, width, 32, slope_cols, width / 32, 1024);
                         for (long i = 0; i < 32; i++) {
                             __m512 total = _mm512_setzero_ps();
                             for (long e = 0; i < rows && e < width; e += 16)

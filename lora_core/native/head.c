@@ -110,11 +110,12 @@ static void range(const Job *job, long top, long bottom, long first, long last, 
         long portion = (CHUNK * ld * 2 / ((bottom - top) / 32) / (CHUNK / 32) + 63) / 64 * 64;
         for (long c = 0; c < CHUNK; c += 32)
             pack_rows(w + c * ld, ld, valid - c, width, keys + c * width);
-        for (long d = 0; sums && d < width; d += 32) {
-            pack_columns(w + d, ld, 32, valid, values + d * CHUNK);
-            /* what lies behind meets zeros in p; it must be a number itself */
+        for (long d = 0; sums && d < width; d += 128)
+            pack_columns(w + d, ld, width - d, valid, values + d * CHUNK, MIN(4, (width - d) / 32),
+                         32 * CHUNK);
+        /* what lies behind meets zeros in p; it must be a number itself */
+        for (long d = 0; sums && d < width; d += 32)
             memset(values + d * CHUNK + whole * 32, 0, (CHUNK - whole) * 64);
-        }
         for (long row = top; row < bottom; row += 32) {
             const bf16 *a = job->h + row * width;
             for (long c = 0; c < CHUNK; c += 32) {

@@ -164,13 +164,15 @@ class Kernels:
         turned: bool = False,
     ) -> None:
         """sums += s[span, ranks]^T x[span, places], float [R, W], or [W, R] `turned`."""
-        self._c.gradient(
+        poor = self._c.gradient(
             *(len(spans), *_m(s), *_m(x), _longs([a for a, _ in spans])),
             *(_longs([b for _, b in spans]), _ints([r.start for r in ranks])),
             *(_ints([r.stop - r.start for r in ranks]), _longs([p.start for p in places])),
             *(_longs([p.stop for p in places]), _pointers(sums)),
             *(_longs([g.stride(0) for g in sums]), turned),
         )
+        if poor:
+            raise MemoryError("no memory for a gradient's tiles")
 
     def drop(
         self,

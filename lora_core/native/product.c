@@ -88,13 +88,12 @@ int product(long n, long depth, long width, const bf16 *x, long ldx, const bf16 
                 for (long cut = 0; cut < cuts; cut++) {
                     long from = cut * share, size = MIN(share, depth - from);
                     int ends = cut + 1 == cuts;
-                    for (long p = first; p < last && size > 0; p++)
-                        if (by_rows)
-                            pack_rows(w + p * 32 * ldw + from, ldw, 32, size,
-                                      panel + (p - first) * DEPTH * 32);
-                        else
-                            pack_columns(w + from * ldw + p * 32, ldw, 32, size,
-                                         panel + (p - first) * DEPTH * 32);
+                    for (long p = first; by_rows && p < last && size > 0; p++)
+                        pack_rows(w + p * 32 * ldw + from, ldw, 32, size,
+                                  panel + (p - first) * DEPTH * 32);
+                    if (!by_rows && size > 0)
+                        pack_columns(w + from * ldw + first * 32, ldw, width - first * 32, size,
+                                     panel, last - first, DEPTH * 32);
                     for (long row = top; row < bottom; row += 32) {
                         /* of an odd number of tiles the last is taken twice */
                         long other = row + 16 < bottom ? row + 16 : row;

@@ -9,14 +9,24 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from manylora import __version__
+from manylora import __version__, crash
 from manylora.api import problems
 from manylora.api.context import Context
 from manylora.api.middleware import Around
-from manylora.api.routes import adapters, bases, files, health, jobs, models
+from manylora.api.routes import (
+    adapters,
+    bases,
+    checkpoints,
+    files,
+    health,
+    jobs,
+    models,
+    webhooks,
+)
 from manylora.errors import UnavailableError
 from manylora.ledger.database import Database
 from manylora.logs import configure
+from manylora.metrics import ApiMetrics
 from manylora.settings import Settings
 from manylora.storage.store import Store
 
@@ -31,18 +41,20 @@ def create_app(settings: Settings) -> FastAPI:
         database.close()
 
     app = FastAPI(title="manylora", version=__version__, lifespan=lifespan)
-    app.state.context = Context(settings, database, Store(settings))
+    metrics = ApiMetrics()
+    app.state.context = Context(settings, database, Store(settings), metrics)
     problems.install(app)
-    for part in (health, files, jobs, models, bases, adapters):
+    for part in (health, files, jobs, checkpoints, models, bases, adapters, webhooks):
         app.include_router(part.router)
 
-    app.add_middleware(Around, max_file_bytes=settings.max_file_bytes)
+    app.add_middleware(Around, max_file_bytes=settings.max_file_bytes, metrics=metrics)
     return app
 
 
 def serve(settings: Settings) -> None:
     """Answer on api_host:api_port until SIGTERM. Raises: UnavailableError for a taken port."""
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, settings.secrets())
+    crash.arm(settings.crash_at)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -11,6 +11,7 @@ from manylora.errors import AuthError
 from manylora.ledger import tenants
 from manylora.ledger.database import Database
 from manylora.ledger.tenants import Caller
+from manylora.metrics import ApiMetrics
 from manylora.settings import Settings
 from manylora.storage.store import Store
 
@@ -22,6 +23,7 @@ class Context:
     settings: Settings
     database: Database
     store: Store
+    metrics: ApiMetrics
 
 
 def _context(request: Request) -> Context:

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the bound on its body, its line in the log.
+"""What surrounds every request: its id, the bound on its body, its line in the log, its count.
 
 What a request means is the routes' business; how an error looks is `problems.py`'s.
 """
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora import keys
 from manylora.api import problems
+from manylora.metrics import ApiMetrics
 
 log = structlog.get_logger(__name__)
 JSON_BYTES = 1 << 20
@@ -25,8 +26,9 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class Around:
     """ASGI middleware. Only `POST /v1/files` may send more than `JSON_BYTES`."""
 
-    def __init__(self, app: ASGIApp, max_file_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_file_bytes: int, metrics: ApiMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._max_file_bytes = max_file_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,12 +67,17 @@ class Around:
             else:
                 await self._app(scope, counted, stamped)
         finally:
+            seconds = time.perf_counter() - began
+            # The template, not the path: what clients put into it has no bound.
+            template = getattr(scope.get("route"), "path", None)
+            code = scope["state"].get("error_code", "internal_error" if status == 500 else None)
+            self._metrics.answered(scope["method"], template, status, seconds, code)
             log.info(
                 "request",
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                ms=round((time.perf_counter() - began) * 1000, 1),
+                ms=round(seconds * 1000, 1),
                 request_id=request_id,
             )
 

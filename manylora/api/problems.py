@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from manylora.errors import AuthError, ManyloraError, QuotaError, UnavailableError
 
@@ -22,6 +23,21 @@ class TooLargeError(HTTPException):
     def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(status, message)
         self.code = code
+
+
+class Problem(JSONResponse):
+    """An error's answer; it leaves its code where the middleware counts it."""
+
+    def __init__(
+        self, body: dict[str, Any], status: int, headers: dict[str, str] | None, code: str | None
+    ) -> None:
+        super().__init__(body, status, headers=headers)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def answer(
@@ -42,7 +58,7 @@ def answer(
     error = {"message": message, "type": kind, "param": param, "code": code}
     more = {"hint": hint, "details": details}
     body = {"error": error | {k: v for k, v in more.items() if v is not None}}
-    return JSONResponse(body, status, headers=headers)
+    return Problem(body, status, headers, code)
 
 
 def from_http(error: HTTPException) -> JSONResponse:

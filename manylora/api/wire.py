@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 
 from manylora.api.context import Context
 from manylora.ledger.states import ON_THE_WIRE, JobState
-from manylora.ledger.tables import Adapter, Base, Event, File, Job
+from manylora.ledger.tables import (
+    Adapter,
+    Base,
+    Checkpoint,
+    Delivery,
+    Event,
+    File,
+    Job,
+    Webhook,
+)
 
 Json = dict[str, Any]
 Row = TypeVar("Row")
@@ -85,6 +94,9 @@ def job(row: Job, adapter: Adapter | None, tenant: str, parts: Context) -> Json:
             "total_steps": row.total_steps,
             "priority": row.priority,
             "attempt": row.attempt,
+            "wish": row.wish,
+            "failures": row.failures,
+            "preemptions": row.preemptions,
             "waiting_for": row.waiting_for if row.state == JobState.QUEUED else None,
             "examples": row.examples,
             "base_fingerprint": row.base_fingerprint,
@@ -113,6 +125,24 @@ def event(row: Event) -> Json:
         "message": row.message,
         "type": row.type,
         "data": row.data,
+    }
+
+
+def checkpoint(row: Checkpoint, parts: Context) -> Json:
+    """A checkpoint object: the adapter as it was after an epoch."""
+    shown = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    return {
+        "object": "fine_tuning.job.checkpoint",
+        "id": row.id,
+        "created_at": seconds(row.created_at),
+        "fine_tuned_model_checkpoint": row.name,
+        "fine_tuning_job_id": row.job_id,
+        "step_number": row.step,
+        "metrics": {"step": row.step, **{k: row.metrics[k] for k in shown if k in row.metrics}},
+        "x": {
+            "adapter_uri": parts.store.uri(row.prefix),
+            "manifest_sha256": row.manifest_sha256,
+        },
     }
 
 
@@ -151,4 +181,32 @@ def adapter(row: Adapter, of: Job | None, parts: Context) -> Json:
         "weights_sha256": row.weights_sha256,
         "bytes": row.bytes,
         "created_at": seconds(row.created_at),
+    }
+
+
+def webhook(row: Webhook) -> Json:
+    """An endpoint, without its secret."""
+    return {
+        "id": row.id,
+        "object": "webhook",
+        "url": row.url,
+        "events": row.events,
+        "created_at": seconds(row.created_at),
+    }
+
+
+def delivery(row: Delivery) -> Json:
+    """A message to an endpoint, and what came of it so far."""
+    return {
+        "id": row.message_id,
+        "object": "webhook.delivery",
+        "type": row.type,
+        "job_id": row.job_id,
+        "state": row.state,
+        "attempts": row.attempts,
+        "last_status": row.last_status,
+        "last_error": row.last_error,
+        "created_at": seconds(row.created_at),
+        "next_at": seconds(row.next_at) if row.state == "pending" else None,
+        "settled_at": seconds(row.settled_at),
     }

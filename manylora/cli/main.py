@@ -32,6 +32,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("logs:logs", "A job's events, oldest first."),
         "wait": ("wait:wait", "Wait until jobs end; exit with the worst of their fates."),
         "cancel": ("cancel:cancel", "Take jobs back."),
+        "pause": ("pause:pause", "Hold jobs back."),
+        "resume": ("resume:resume", "Let paused jobs go on."),
+        "webhook": ("webhook:webhook", "Be told by HTTP when jobs end."),
     },
     "Adapters": {
         "adapters": ("adapters:adapters", "List published adapters."),
@@ -47,6 +50,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "api": ("api:api", "Run the HTTP API."),
         "scheduler": ("scheduler:scheduler", "Run the scheduler."),
         "worker": ("worker:worker", "Run a worker for one base."),
+        "doctor": ("doctor:doctor", "Ask every part how it is, and say what to do."),
         "db": ("db:db", "Create or upgrade the database."),
     },
     "On this machine": {

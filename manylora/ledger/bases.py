@@ -12,12 +12,16 @@ from manylora.ledger.states import FINAL
 from manylora.ledger.tables import Adapter, Base, Job, Worker
 
 
-def get(tx: Session, name: str) -> Base:
-    """A base that is ready to be trained on.
+def get(tx: Session, name: str, *, held: bool = False) -> Base:
+    """A base that is ready to be trained on; `held` until the transaction ends, so that it is not
+    removed before a job that names it is there.
 
     Raises: UnknownBaseError naming those that are registered.
     """
-    row = tx.get(Base, name)
+    query = select(Base).where(Base.name == name)
+    if held:
+        query = query.with_for_update(read=True, key_share=True)
+    row = tx.scalar(query, execution_options={"populate_existing": True})
     if row is None or row.state != "ready":
         known = list(tx.scalars(select(Base.name).where(Base.state == "ready").order_by(Base.name)))
         raise UnknownBaseError(
@@ -68,9 +72,10 @@ def finish(tx: Session, name: str) -> Base:
 
 
 def remove(tx: Session, name: str) -> Base:
-    """Forget a base.
+    """Forget a base: no new job can name it. Adapters trained on it stay, and so does its row,
+    which they and the history of their jobs name.
 
-    Raises: NotFoundError; ConflictError while a job that is not over or an adapter needs it.
+    Raises: NotFoundError; ConflictError while a job that is not over needs it.
     """
     row = tx.get(Base, name, with_for_update=True)
     if row is None:

@@ -29,6 +29,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            hide_parameters=True,  # secrets are among what is written, and errors are logged
             connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
         )
 
@@ -56,3 +57,14 @@ class Database:
     def close(self) -> None:
         """Give every connection back."""
         self.engine.dispose()
+
+
+def times(tx: Session) -> tuple[float, float]:
+    """The database's time, in seconds since the epoch, and for how many seconds it has been up."""
+    now, up = tx.execute(
+        text(
+            "SELECT extract(epoch FROM t), extract(epoch FROM t - pg_postmaster_start_time())"
+            " FROM clock_timestamp() AS t"
+        )
+    ).one()
+    return float(now), float(up)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select, tuple_, update
@@ -10,8 +12,10 @@ from sqlalchemy.orm import Session
 
 from manylora import keys
 from manylora.errors import LostError, NotFoundError, StateError
-from manylora.ledger import events
-from manylora.ledger.states import FINAL, MOVES, JobState
+from manylora.ledger import events, webhooks
+from manylora.ledger.compare import swap
+from manylora.ledger.moves import MOVES, PAUSE, RESUME
+from manylora.ledger.states import FINAL, JobState
 from manylora.ledger.tables import Attempt, Job
 
 
@@ -47,7 +51,8 @@ def create(tx: Session, **columns: Any) -> Job:
 
 def get(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:
     """Raises: NotFoundError for none such or one of another tenant."""
-    row = tx.scalar(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id))
+    query = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    row = tx.scalar(query, execution_options={"populate_existing": True})
     if row is None:
         raise NotFoundError(f"no job {job_id}", param="fine_tuning_job_id")
     return row
@@ -78,57 +83,80 @@ def move(
     name: str,
     *,
     actor: str,
-    message: str,
+    message: str | None = None,
     attempt: int | None = None,
-    level: str = "info",
+    level: str | None = None,
     data: dict[str, Any] | None = None,
-    **columns: Any,
+    **given: Any,
 ) -> Job:
-    """Make one legal move (see `states.MOVES`) by compare-and-set, with its event.
+    """Make one legal move (see `moves.MOVES`) by compare-and-set, with its event.
 
-    `attempt` is the token; moves that need one are refused without it. `columns` are written in
-    the same statement. A dispatch raises the attempt.
-    Raises: LostError when no row matched: the job is elsewhere, or another attempt owns it.
+    `attempt` is the token; moves that need one are refused without it. `given` is what the move's
+    guards and columns ask for. `message` takes the place of the line the move has of its own.
+    Raises: LostError when no row matched: the job is elsewhere, another attempt owns it, or a
+    guard does not hold.
     """
-    sources, target, needs_token = MOVES[name]
-    if needs_token and attempt is None:
-        raise ValueError(f"the move {name!r} needs the attempt's token")
-    # FOR UPDATE makes the state that the event names the very one the guard saw.
-    before = tx.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
-    where = [Job.id == job_id, Job.state.in_([s.value for s in sources])]
-    if attempt is not None:
-        where.append(Job.attempt == attempt)
-    if target is JobState.DISPATCHED:
-        columns["attempt"] = Job.attempt + 1  # in this very statement: its event carries it too
-    else:
-        columns.setdefault("dispatch_deadline", None)
-    if target in FINAL:
-        columns.setdefault("finished_at", func.clock_timestamp())
-    if target is JobState.QUEUED:
-        columns.setdefault("queued_at", func.coalesce(Job.queued_at, func.clock_timestamp()))
-    moved = tx.scalar(
-        update(Job)
-        .where(*where)
-        .values(state=target.value, **columns)
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    )
-    if moved is None:
-        raise LostError(
-            f"{job_id}: cannot {name} from {before or 'nothing'}",
-            details={"state": before, "attempt": attempt},
-        )
-    events.add(
+    return first(
         tx,
-        moved,
-        message,
+        job_id,
+        (name,),
         actor=actor,
+        message=message,
+        attempt=attempt,
         level=level,
         data=data,
-        from_state=before,
-        to_state=target.value,
+        **given,
+    )[1]
+
+
+def first(
+    tx: Session,
+    job_id: str,
+    names: Sequence[str],
+    *,
+    actor: str,
+    message: str | None = None,
+    attempt: int | None = None,
+    level: str | None = None,
+    data: dict[str, Any] | None = None,
+    **given: Any,
+) -> tuple[str, Job]:
+    """Make the first of these moves that is legal and whose guards hold; its name, and the job.
+
+    Raises: LostError when none is.
+    """
+    state = select(Job.state).where(Job.id == job_id)
+    quiet = len(names) == 1 and not (message or MOVES[names[0]].says)
+    # FOR UPDATE makes the state that the event names the very one the guards saw.
+    before = None if quiet else tx.scalar(state.with_for_update())
+    for name in names:
+        made = MOVES[name]
+        if made.token and attempt is None:
+            raise ValueError(f"the move {name!r} needs the attempt's token")
+        moved = swap(tx, made, job_id, attempt, given)
+        if moved is None:
+            continue
+        told = message or (made.says.format_map(given | {"step": moved.step}) if made.says else "")
+        if told:
+            events.add(
+                tx,
+                moved,
+                told,
+                actor=actor,
+                level=level or made.level,
+                data=data,
+                from_state=before if made.target else None,
+                to_state=made.target.value if made.target else None,
+            )
+        if made.target in FINAL:
+            webhooks.announce(tx, moved)
+        return name, moved
+    if quiet:
+        before = tx.scalar(state)
+    raise LostError(
+        f"{job_id}: cannot {names[-1]} from {before or 'nothing'}",
+        details={"state": before, "attempt": attempt},
     )
-    return moved
 
 
 def cancel(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:
@@ -136,17 +164,50 @@ def cancel(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:
 
     Raises: NotFoundError; StateError when the job is over.
     """
-    job = get(tx, tenant_id, job_id)
-    if job.state in FINAL:
-        raise StateError(
-            f"{job_id} is {job.state} already and cannot be cancelled",
-            code="invalid_job_state",
-            param="fine_tuning_job_id",
-        )
+    return _asked(tx, tenant_id, job_id, ("cancel",), "cancelled")
+
+
+def pause(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:
+    """Hold a job back. One that runs is asked to: at its next checkpoint it is paused and gives
+    its slot back. One that is paused, or asked to, stays as it is.
+
+    Raises: NotFoundError; StateError when the job is over.
+    """
+    return _asked(tx, tenant_id, job_id, PAUSE, "paused")
+
+
+def resume(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:
+    """Let a paused job go on, at the end of the queue; one that is asked to pause runs on. One
+    that is not paused stays as it is.
+
+    Raises: NotFoundError; StateError when the job is over.
+    """
+    return _asked(tx, tenant_id, job_id, RESUME, "resumed")
+
+
+def _asked(tx: Session, tenant_id: uuid.UUID, job_id: str, names: Sequence[str], what: str) -> Job:
+    get(tx, tenant_id, job_id)
     try:
-        return move(tx, job_id, "cancel", actor="tenant", message="The job was cancelled")
-    except LostError as lost:
-        raise StateError(f"{job_id} ended just now", code="invalid_job_state") from lost
+        return first(tx, job_id, names, actor="tenant")[1]
+    except LostError:
+        job = get(tx, tenant_id, job_id)  # held since, so it is as the guards saw it
+        if job.state in FINAL:
+            raise StateError(
+                f"{job_id} is {job.state} already and cannot be {what}",
+                code="invalid_job_state",
+                param="fine_tuning_job_id",
+            ) from None
+        return job
+
+
+def postpone(tx: Session, job_id: str, attempt: int, seconds: float) -> None:
+    """Have a job that was just handed back not sent out again before so many seconds."""
+    if seconds > 0:
+        tx.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.QUEUED.value)
+            .values(not_before=func.clock_timestamp() + dt.timedelta(seconds=seconds))
+        )
 
 
 def attempts(tx: Session, job_id: str) -> list[Attempt]:

@@ -1,45 +1,65 @@
 """Leases: claim, renew, release, rescue. The attempt's number is the fencing token; time only
-decides liveness, and it is the database's time."""
+decides liveness, and it is the database's time. The guards stand in `moves.py`."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from manylora import keys
-from manylora.errors import LostError
+from manylora import crash
 from manylora.ledger import events, jobs
+from manylora.ledger.compare import NOW, holds
+from manylora.ledger.compare import close as close
+from manylora.ledger.moves import (
+    COUNT,
+    HAND_BACK,
+    MOST_FAILURES,
+    MOST_PREEMPTIONS,
+    MOVES,
+    RESCUE,
+    Now,
+    backoff,
+)
 from manylora.ledger.states import JobState
-from manylora.ledger.tables import Adapter, Attempt, Checkpoint, Job
-
-_NOW = func.clock_timestamp()
+from manylora.ledger.tables import Adapter, Attempt, Job
 
 
-def _in(seconds: float) -> Any:
-    return _NOW + dt.timedelta(seconds=seconds)
-
-
-def dispatch(tx: Session, job_id: str, *, queue: str, deadline_seconds: float) -> int:
+def dispatch(
+    tx: Session,
+    job_id: str,
+    *,
+    queue: str,
+    deadline_seconds: float,
+    resend_seconds: float | None = None,
+) -> int:
     """Raise a queued job's attempt and mark it dispatched; returns the new attempt.
 
-    Raises: LostError when it is not queued any more.
+    Its wake-up may be sent again (`resend`) after `resend_seconds`, by default never.
+    Raises: LostError when it is not queued any more, or not to be sent out yet.
     """
     job = jobs.move(
         tx,
         job_id,
         "dispatch",
         actor="scheduler",
-        message="A slot is free: sent to the pool",
-        dispatch_deadline=_in(deadline_seconds),
-        waiting_for=None,
+        queue=queue,
+        deadline=deadline_seconds,
+        resend=deadline_seconds if resend_seconds is None else resend_seconds,
     )
-    tx.add(Attempt(job_id=job_id, attempt=job.attempt, queue=queue))
     return job.attempt
+
+
+def resend(tx: Session, *, resend_seconds: float, limit: int = 100) -> list[tuple[str, str, int]]:
+    """(queue, job, attempt) of the wake-ups to send again: out for a while, nobody took them, and
+    their deadline is not over. A wake-up that comes twice claims once."""
+    again = []
+    for job_id, attempt, queue in _candidates(tx, "resend", limit):
+        jobs.move(tx, job_id, "resend", actor="scheduler", attempt=attempt, resend=resend_seconds)
+        again.append((queue, job_id, attempt))
+    return again
 
 
 def claim(tx: Session, job_id: str, attempt: int, *, worker_id: str, ttl_seconds: float) -> Job:
@@ -47,21 +67,15 @@ def claim(tx: Session, job_id: str, attempt: int, *, worker_id: str, ttl_seconds
 
     Raises: LostError when someone has it, or the wake-up is stale, repeated or forged.
     """
-    job = jobs.move(
+    return jobs.move(
         tx,
         job_id,
         "claim",
         actor=worker_id,
         attempt=attempt,
-        message="Fine-tuning job started",
-        started_at=func.coalesce(Job.started_at, _NOW),
+        worker_id=worker_id,
+        ttl=ttl_seconds,
     )
-    tx.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.attempt == attempt)
-        .values(worker_id=worker_id, started_at=_NOW, lease_expires_at=_in(ttl_seconds))
-    )
-    return job
 
 
 def renew(
@@ -75,45 +89,50 @@ def renew(
     points: list[tuple[int, dict[str, Any]]],
     total_steps: int | None = None,
     notes: Sequence[tuple[str, dict[str, Any]]] = (),
-) -> None:
+) -> str | None:
     """Extend the lease and report progress: step, device-seconds of this attempt, metric points,
-    and `notes` (message, data) for the job's history.
+    and `notes` (message, data) for the job's history. Returns what is wished of the worker: None,
+    or "pause" or "preempt", which both mean: checkpoint, leave the trainer, `release`.
 
     Raises: LostError when the attempt is no longer the job's, or the job is no longer running
     (cancelled, for one): leave the slot.
     """
-    job = tx.scalar(
-        update(Job)
-        .where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING.value)
-        .values(step=step, total_steps=func.coalesce(total_steps, Job.total_steps))
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    )
-    if job is None:
-        state = tx.scalar(select(Job.state).where(Job.id == job_id))
-        raise LostError(f"{job_id}: attempt {attempt} lost it", details={"state": state})
-    worker_id = tx.scalar(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.attempt == attempt)
-        .values(lease_expires_at=_in(ttl_seconds), last_step=step, device_seconds=device_seconds)
-        .returning(Attempt.worker_id)
+    job = jobs.move(
+        tx,
+        job_id,
+        "renew",
+        actor="",
+        attempt=attempt,
+        ttl=ttl_seconds,
+        step=step,
+        device_seconds=device_seconds,
+        total_steps=total_steps,
     )
     events.add_metrics(tx, job_id, attempt, points)
-    for message, data in notes:
-        events.add(tx, job, message, actor=str(worker_id), kind="metrics", data=data)
+    if notes:
+        holder = tx.scalar(
+            select(Attempt.worker_id).where(Attempt.job_id == job_id, Attempt.attempt == attempt)
+        )
+        for message, data in notes:
+            events.add(tx, job, message, actor=str(holder), kind="metrics", data=data)
+    return job.wish
 
 
-def close(tx: Session, job_id: str, attempt: int, outcome: str) -> None:
-    """Close the books of an attempt: its slot counts as free from here on."""
-    tx.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.attempt == attempt, Attempt.ended_at.is_(None))
-        .values(ended_at=_NOW, outcome=outcome)
-    )
-    total = select(func.coalesce(func.sum(Attempt.device_seconds), 0.0)).where(
-        Attempt.job_id == job_id
-    )
-    tx.execute(update(Job).where(Job.id == job_id).values(device_seconds=total.scalar_subquery()))
+def note(
+    tx: Session,
+    job: Job,
+    message: str,
+    *,
+    actor: str,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """A line in the history of a job in work, as its worker sees it.
+
+    Raises: LostError when the attempt does not own the job (any more): it has no say then.
+    """
+    jobs.move(tx, job.id, "record", actor="", attempt=job.attempt)
+    events.add(tx, job, message, actor=actor, level=level, data=data)
 
 
 def publish(
@@ -129,16 +148,22 @@ def publish(
         "succeed",
         actor=worker_id,
         attempt=attempt,
-        message=f"New fine-tuned model created: {adapter.name}",
-        trained_tokens=tokens,
+        tokens=tokens,
+        adapter=adapter.name,
     )
     tx.add(adapter)
-    close(tx, job_id, attempt, "succeeded")
     events.add(tx, job, "The job has successfully completed", actor=worker_id)
 
 
 def fail(
-    tx: Session, job_id: str, attempt: int, *, worker_id: str, code: str, message: str
+    tx: Session,
+    job_id: str,
+    attempt: int,
+    *,
+    worker_id: str,
+    code: str,
+    message: str,
+    kind: str = "user",
 ) -> None:
     """End a running job as failed; for what trying again cannot mend.
 
@@ -150,12 +175,10 @@ def fail(
         "fail",
         actor=worker_id,
         attempt=attempt,
-        level="error",
-        message=message,
-        error_code=code,
-        error_message=message,
+        told=message,
+        code=code,
+        kind=kind,
     )
-    close(tx, job_id, attempt, "failed")
 
 
 def release(
@@ -166,85 +189,126 @@ def release(
     actor: str,
     reason: str,
     counts: bool,
-    most_failures: int = 3,
+    kind: str = "lost",
+    most_failures: int | None = None,
+    code: str = "attempts_exhausted",
 ) -> bool:
-    """Hand a running job back to the queue; with `counts` it costs one of its failures.
+    """Hand a running job back: to the queue, or to where it was wished (paused).
 
-    A job that has used up its failures is failed instead: then the answer is False.
+    With `counts` it costs one of its failures of that kind: "lost" (worker or trainer died), "oom"
+    (no memory), "infra" (store, disk or the like; sent out again after a while). A job that has
+    used them up (`most_failures`, by default `moves.MOST_FAILURES`) is failed with `code`
+    instead: then the answer is False. Without `counts` (drain, pause, preemption) nothing counts.
     Raises: LostError.
     """
-    failures = tx.scalar(select(Job.failures).where(Job.id == job_id)) or 0
-    outcome = "lost" if counts else "released"
-    spent = counts and failures + 1 >= most_failures
-    if spent:
-        jobs.move(
-            tx,
-            job_id,
-            "fail",
-            actor=actor,
-            attempt=attempt,
-            level="error",
-            message=f"Given up after {failures + 1} tries: {reason}",
-            error_code="attempts_exhausted",
-            error_message=f"given up after {failures + 1} tries: {reason}",
-            failures=failures + 1,
-        )
-    else:
-        jobs.move(
-            tx,
-            job_id,
-            "requeue",
-            actor=actor,
-            attempt=attempt,
-            level="warn",
-            message=f"Back in the queue: {reason}",
-            failures=failures + (1 if counts else 0),
-        )
-    close(tx, job_id, attempt, outcome)
-    return not spent
+    if not counts:
+        jobs.first(tx, job_id, HAND_BACK, actor=actor, attempt=attempt, reason=reason)
+        return True
+    return _count(tx, job_id, attempt, COUNT, actor, reason, kind, most_failures, code)
 
 
-def rescue(tx: Session, *, limit: int = 100) -> list[str]:
+def _count(
+    tx: Session,
+    job_id: str,
+    attempt: int,
+    names: Sequence[str],
+    actor: str,
+    reason: str,
+    kind: str,
+    most_failures: int | None,
+    code: str,
+) -> bool:
+    most = MOST_FAILURES[kind] if most_failures is None else most_failures
+    column = getattr(Job, f"failures_{kind}")
+    failures = tx.scalar(select(column).where(Job.id == job_id).with_for_update()) or 0
+    tries = "1 try" if failures == 0 else f"{failures + 1} tries"
+    name, _ = jobs.first(
+        tx,
+        job_id,
+        names,
+        actor=actor,
+        attempt=attempt,
+        kind=kind,
+        allowed=most - 1,
+        wait=backoff(kind, failures),
+        reason=reason,
+        code=code,
+        told=f"Given up after {tries}: {reason}",
+    )
+    return name != names[0]
+
+
+def preempt(
+    tx: Session, job_id: str, attempt: int, *, most_preemptions: int = MOST_PREEMPTIONS
+) -> None:
+    """Ask a running job to make room: its worker checkpoints and releases it.
+
+    Raises: LostError when it is not running that attempt, is asked for something already, or has
+    made room often enough.
+    """
+    jobs.move(
+        tx,
+        job_id,
+        "preempt",
+        actor="scheduler",
+        attempt=attempt,
+        most_preemptions=most_preemptions,
+    )
+
+
+def rescue(
+    tx: Session, *, limit: int = 100, leases: bool = True, most_failures: int | None = None
+) -> list[str]:
     """Take back what nobody holds: expired leases, wake-ups past their deadline, open books of
-    attempts whose job has moved on. Returns the ids of the jobs that are queued again."""
+    attempts whose job has moved on. Returns the ids of the jobs that are queued again.
+
+    Without `leases`, leases are let be, expired or not: so soon after the database or the
+    scheduler was away, workers have not had the time to renew.
+    """
     back: list[str] = []
-    # Both rows are locked: what PostgreSQL locks it reads anew, so that a lease renewed since this
-    # statement began is seen as it is.
-    expired = tx.execute(
-        select(Job.id, Job.attempt)
-        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
-        .where(Job.state == JobState.RUNNING.value, Attempt.lease_expires_at < _NOW)
-        .limit(limit)
-        .with_for_update(of=(Job, Attempt), skip_locked=True)
-    ).all()
-    for job_id, attempt in expired:
-        queued = release(
+    for job_id, attempt, _ in _candidates(tx, "rescue", limit) if leases else ():
+        if _count(
             tx,
             job_id,
             attempt,
-            actor="scheduler",
-            reason="its worker has not been heard of",
-            counts=True,
-        )
-        if queued:
+            RESCUE,
+            "scheduler",
+            "its worker has not been heard of",
+            "lost",
+            most_failures,
+            "attempts_exhausted",
+        ):
             back.append(job_id)
-    unclaimed = tx.execute(
-        select(Job.id, Job.attempt)
-        .where(Job.state == JobState.DISPATCHED.value, Job.dispatch_deadline < _NOW)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    for job_id, attempt in unclaimed:
-        jobs.move(
-            tx,
-            job_id,
-            "undispatch",
-            actor="scheduler",
-            attempt=attempt,
-            message="No worker took it in time: back in the queue",
-        )
-        close(tx, job_id, attempt, "unclaimed")
+        crash.point("reaper_mid_batch")
+    for job_id, attempt, _ in _candidates(tx, "undispatch", limit):
+        jobs.move(tx, job_id, "undispatch", actor="scheduler", attempt=attempt)
         back.append(job_id)
+    if leases:
+        _close_left(tx, limit)
+    return back
+
+
+def _candidates(tx: Session, name: str, limit: int) -> list[tuple[str, int, str]]:
+    """(job, attempt, queue) of the jobs in a state that move may start from whose guards on time
+    hold. Both rows are locked: what PostgreSQL locks it reads anew, so that a lease renewed since
+    this statement began is seen as it is."""
+    made = MOVES[name]
+    timely = [guard for guard in made.guards if isinstance(guard.value, Now)]
+    rows = tx.execute(
+        select(Job.id, Job.attempt, Attempt.queue)
+        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
+        .where(
+            Job.state.in_([state.value for state in made.sources]),
+            *(holds(guard, {}, joined=True) for guard in timely),
+        )
+        .limit(limit)
+        .with_for_update(of=(Job, Attempt), skip_locked=True)
+    )
+    return [(job_id, attempt, queue) for job_id, attempt, queue in rows]
+
+
+def _close_left(tx: Session, limit: int) -> None:
+    """Close the books of attempts whose job has moved on and whose lease is over."""
     stale = (
         select(Attempt.job_id, Attempt.attempt)
         .join(Job, Job.id == Attempt.job_id)
@@ -252,60 +316,9 @@ def rescue(tx: Session, *, limit: int = 100) -> list[str]:
             Attempt.ended_at.is_(None),
             (Attempt.attempt < Job.attempt)
             | Job.state.not_in([JobState.RUNNING.value, JobState.DISPATCHED.value]),
-            func.coalesce(Attempt.lease_expires_at, Attempt.dispatched_at) < _NOW,
+            func.coalesce(Attempt.lease_expires_at, Attempt.dispatched_at) < NOW,
         )
         .limit(limit)
     )
     for job_id, attempt in tx.execute(stale).all():
         close(tx, job_id, attempt, "left")
-    return back
-
-
-def add_checkpoint(
-    tx: Session,
-    job: Job,
-    *,
-    step: int,
-    prefix: str,
-    manifest_sha256: str,
-    metrics: dict[str, Any],
-) -> None:
-    """Record a checkpoint whose manifest is in the store, guarded by the token. One of the same
-    step of the same attempt is replaced, as its objects are.
-
-    Raises: LostError.
-    """
-    held = tx.scalar(
-        select(Job.id)
-        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state == JobState.RUNNING.value)
-        .with_for_update()
-    )
-    if held is None:
-        raise LostError(f"{job.id}: attempt {job.attempt} lost it")
-    statement = insert(Checkpoint).values(
-        id=keys.checkpoint_id(),
-        tenant_id=job.tenant_id,
-        job_id=job.id,
-        attempt=job.attempt,
-        step=step,
-        prefix=prefix,
-        manifest_sha256=manifest_sha256,
-        metrics=metrics,
-    )
-    tx.execute(
-        statement.on_conflict_do_update(
-            constraint="checkpoints_once",
-            set_={"manifest_sha256": manifest_sha256, "metrics": metrics},
-        )
-    )
-
-
-def checkpoints(tx: Session, job_id: str) -> list[Checkpoint]:
-    """A job's checkpoints, newest step first."""
-    return list(
-        tx.scalars(
-            select(Checkpoint)
-            .where(Checkpoint.job_id == job_id)
-            .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
-        )
-    )

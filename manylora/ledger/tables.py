@@ -71,6 +71,55 @@ class ApiKey(Table):
     revoked_at: Mapped[dt.datetime | None]
 
 
+class Webhook(Table):
+    """An endpoint of a tenant's that is told when a job of its ends."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (
+        Index("webhooks_of_tenant", "tenant_id", postgresql_where=text("deleted_at IS NULL")),
+    )
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
+    url: Mapped[str]
+    #: kept as it is, for every message is signed with it; emptied when the endpoint is removed
+    secret: Mapped[str]
+    #: the types it wants to hear of
+    events: Mapped[list[str]]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    #: a row is never deleted: an end of a job being written just now may still refer to it
+    deleted_at: Mapped[dt.datetime | None]
+
+
+class Delivery(Table):
+    """The outbox: one message to one endpoint, written in the transaction that ended the job."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="deliveries_state"),
+        CheckConstraint("(state = 'pending') = (settled_at IS NULL)", name="deliveries_settled"),
+        UniqueConstraint("webhook_id", "job_id", "type", name="deliveries_once"),
+        Index("deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("deliveries_dead", "webhook_id", postgresql_where=text("state = 'dead'")),
+        Index("deliveries_of_webhook", "webhook_id", "created_at", "message_id"),
+        Index("deliveries_ended", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
+    )
+    #: `webhook-id` on the wire, the same at every try and for every endpoint of the tenant
+    message_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    type: Mapped[str] = mapped_column(String(40))
+    state: Mapped[str] = mapped_column(String(16), default="pending")
+    #: tries begun
+    attempts: Mapped[int] = mapped_column(default=0)
+    #: not to be tried before; while it is being tried, the end of the sender's lease on it
+    next_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    #: what came of the last try: an HTTP status, or why there was none
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
+    settled_at: Mapped[dt.datetime | None]
+
+
 class Base(Table):
     """A frozen model. Operators register bases; tenants only name them."""
 
@@ -120,6 +169,9 @@ class Job(Table):
         CheckConstraint(
             "(state = 'dispatched') = (dispatch_deadline IS NOT NULL)", name="jobs_dispatched"
         ),
+        CheckConstraint(
+            "wish IS NULL OR (state = 'running' AND wish IN ('pause', 'preempt'))", name="jobs_wish"
+        ),
         UniqueConstraint("tenant_id", "idempotency_key", name="jobs_idempotency"),
         Index("jobs_of_tenant", "tenant_id", "created_at", "id"),
         Index(
@@ -133,6 +185,11 @@ class Job(Table):
             "jobs_at_work",
             "state",
             postgresql_where=text("state IN ('validating_files', 'dispatched', 'running')"),
+        ),
+        Index(
+            "jobs_to_sweep",
+            "finished_at",
+            postgresql_where=text("sweeps < 2 AND finished_at IS NOT NULL"),
         ),
     )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -154,8 +211,21 @@ class Job(Table):
     #: the fencing token: raised at every dispatch, never lowered
     attempt: Mapped[int] = mapped_column(default=0)
     dispatch_deadline: Mapped[dt.datetime | None]
-    #: attempts lost to dead workers or broken infrastructure
+    #: while dispatched: when its wake-up is sent once more
+    resend_at: Mapped[dt.datetime | None]
+    #: failures after which it was tried again, or given up for having had too many
     failures: Mapped[int] = mapped_column(default=0)
+    #: failures of each kind: worker lost, no memory, what is around it, its own
+    failures_lost: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_oom: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_infra: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failures_user: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    #: how often it made room for a job of higher priority; no failure
+    preemptions: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    #: while running: what its worker is to do at the next checkpoint, "pause" or "preempt"
+    wish: Mapped[str | None] = mapped_column(String(16))
+    #: not sent out again before
+    not_before: Mapped[dt.datetime | None]
     #: why it waits, in one sentence, as the scheduler last saw it
     waiting_for: Mapped[str | None]
     step: Mapped[int] = mapped_column(default=0)
@@ -170,6 +240,8 @@ class Job(Table):
     queued_at: Mapped[dt.datetime | None]
     started_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
+    #: how often the bucket was swept of what it left there, once it had ended
+    sweeps: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class Attempt(Table):
@@ -194,14 +266,21 @@ class Attempt(Table):
 
 
 class Checkpoint(Table):
-    """A resumable state of a job at a step; the row is written after its manifest."""
+    """What a job was at a step; the row is written after its manifest."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step", "attempt", name="checkpoints_once"),)
+    __table_args__ = (
+        CheckConstraint("kind IN ('state', 'epoch')", name="checkpoints_kind"),
+        UniqueConstraint("job_id", "kind", "step", "attempt", name="checkpoints_once"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     attempt: Mapped[int]
+    #: "state" to resume from, "epoch" the adapter after an epoch
+    kind: Mapped[str] = mapped_column(String(8), server_default=text("'state'"))
+    #: an epoch's public name
+    name: Mapped[str | None]
     step: Mapped[int]
     prefix: Mapped[str]
     manifest_sha256: Mapped[str] = mapped_column(String(64))
@@ -217,7 +296,10 @@ class Adapter(Table):
     name: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tenants.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    #: the attempt that published it
     attempt: Mapped[int]
+    #: the attempt that made it: an earlier one, where its whole upload was found and adopted
+    source_attempt: Mapped[int]
     base: Mapped[str] = mapped_column(ForeignKey("bases.name"))
     base_fingerprint: Mapped[str] = mapped_column(String(64))
     prefix: Mapped[str]

@@ -7,13 +7,14 @@ import hmac
 import re
 import secrets
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from manylora.errors import AuthError, ConflictError, UsageError
-from manylora.ledger.tables import ApiKey, Tenant
+from manylora.ledger.tables import ApiKey, Job, Tenant
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _KEY = re.compile(r"ml_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
@@ -49,6 +50,14 @@ def create(tx: Session, name: str) -> Tenant:
 def find(tx: Session, name: str) -> Tenant | None:
     """The tenant of that name."""
     return tx.scalar(select(Tenant).where(Tenant.name == name))
+
+
+def of_jobs(tx: Session, job_ids: Collection[str]) -> dict[str, str]:
+    """Whose each of these jobs is, for the log."""
+    if not job_ids:
+        return {}
+    rows = tx.execute(select(Job.id, Job.tenant_id).where(Job.id.in_(job_ids)))
+    return {job_id: str(tenant_id) for job_id, tenant_id in rows.all()}
 
 
 def mint_key(tx: Session, tenant: Tenant, pepper: str, *, scopes: tuple[str, ...]) -> str:

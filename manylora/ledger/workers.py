@@ -58,6 +58,24 @@ def busy(tx: Session) -> dict[str, int]:
     return dict(rows.all())
 
 
+def served_lately(
+    tx: Session, fingerprint: str, numerics: dict[str, Any], within_seconds: float
+) -> bool:
+    """Whether a worker of those numerics held that base within that time."""
+    return (
+        tx.scalar(
+            select(Worker.id)
+            .where(
+                Worker.fingerprint == fingerprint,
+                Worker.facts["numerics"] == numerics,
+                Worker.heartbeat_at > _NOW - dt.timedelta(seconds=within_seconds),
+            )
+            .limit(1)
+        )
+        is not None
+    )
+
+
 def tick(tx: Session, scheduler_id: str) -> None:
     """A scheduler's sign of life."""
     statement = insert(Scheduler).values(id=scheduler_id)

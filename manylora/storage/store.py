@@ -4,26 +4,33 @@ verified before the file gets its name. What the objects mean stands in `keys.py
 from __future__ import annotations
 
 import base64
+import builtins
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from manylora import crash, keys
 from manylora.errors import IntegrityError, NotFoundError, UnavailableError
 from manylora.settings import Settings
+from manylora.storage import parts
 
 _CHUNK = 1 << 20
-_MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+_MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchBucket", "NoSuchUpload"}
+#: answers to a condition: it does not hold; it could not be told, ask again
+_REFUSED, _RACING = {"PreconditionFailed", "412"}, {"ConditionalRequestConflict", "409"}
+_WRITERS = 8
 
 
 def sha256_of(path: Path) -> str:
@@ -87,6 +94,10 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self.bucket = settings.s3_bucket
         self._presign_seconds = settings.presign_seconds
+        self._multipart_bytes = settings.s3_multipart_bytes
+        #: whether the store keeps a conditional put; `probe` finds out. A second lock: no promise
+        #: of ours rests on it, the database's guarded transaction decides.
+        self.conditional = True
         self._client = self._connect(settings, settings.s3_endpoint)
         public = settings.s3_public_endpoint
         self._public = self._connect(settings, public) if public else self._client
@@ -126,6 +137,31 @@ class Store:
         with _plain_errors(f"bucket {self.bucket}"):
             self._client.head_bucket(Bucket=self.bucket)
 
+    def probe(self) -> bool:
+        """Ask the store whether it keeps its word on conditional puts, alone and in a race; what it
+        answers decides whether they are used. Raises: UnavailableError.
+        """
+        key = keys.probe_key(secrets.token_hex(8))
+        self.conditional = True
+        with _plain_errors("the conditional put"):
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                won = list(pool.map(lambda n: self._won(key, b"%d" % n), range(_WRITERS)))
+            self.conditional = won.count(True) == 1 and not self._won(key, b"late")
+        self.delete(key)
+        return self.conditional
+
+    def _won(self, key: str, body: bytes) -> bool:
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            if code in _REFUSED | _RACING:
+                return False
+            if code in {"NotImplemented", "501"}:
+                return True  # it knows of no conditions: as if everybody won
+            raise
+        return True
+
     def put_bytes(self, key: str, body: bytes, *, if_absent: bool = False) -> str:
         """Store a small object; returns its sha256. With `if_absent`, an object that is there
         already must hold the same bytes.
@@ -133,36 +169,68 @@ class Store:
         Raises: IntegrityError when it holds others.
         """
         sha256 = hashlib.sha256(body).hexdigest()
-        with _plain_errors(key):
-            try:
+
+        def put(condition: dict[str, str]) -> None:
+            self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=body, ChecksumSHA256=_b64(sha256), **condition
+            )
+
+        self._put(key, put, sha256 if if_absent else None)
+        return sha256
+
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> str:
+        """Store a file, in parts when it is large, the store checks each part's SHA-256; returns
+        the sha256 of the whole. With `if_absent`, an object that is there already must hold the
+        same bytes.
+
+        Raises: IntegrityError when it holds others, OSError.
+        """
+        sha256 = sha256_of(path)
+
+        def put(condition: dict[str, str]) -> None:
+            if path.stat().st_size > self._multipart_bytes:
+                parts.send(self._client, self.bucket, key, path, condition)
+                return
+            with path.open("rb") as stream:
                 self._client.put_object(
                     Bucket=self.bucket,
                     Key=key,
-                    Body=body,
+                    Body=stream,
                     ChecksumSHA256=_b64(sha256),
-                    **({"IfNoneMatch": "*"} if if_absent else {}),
+                    **condition,
                 )
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "PreconditionFailed":
-                    raise
-                if hashlib.sha256(self.get_bytes(key)).hexdigest() != sha256:
-                    raise IntegrityError(f"{key} exists with other bytes") from error
+
+        self._put(key, put, sha256 if if_absent else None)
         return sha256
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Store a file, in parts when it is large; the store checks each part's SHA-256."""
-        with _plain_errors(key):
-            try:
-                self._client.upload_file(
-                    str(path),
-                    self.bucket,
-                    key,
-                    ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-                    Config=TransferConfig(multipart_chunksize=64 * _CHUNK, max_concurrency=2),
-                )
-            except S3UploadFailedError as error:
-                # boto3 hides the answer in an error of no family; its cause is the ClientError.
-                raise (error.__context__ or error) from error
+    def _put(
+        self, key: str, put: Callable[[dict[str, str]], None], only: str | None, tries: int = 3
+    ) -> None:
+        """One put; with `only` (a sha256) on the condition that nothing else lies there. A refusal
+        may be the answer to our own first try, which the connection did not bring back."""
+        condition = {"IfNoneMatch": "*"} if only is not None and self.conditional else {}
+        for left in reversed(range(tries)):
+            with _plain_errors(key):
+                try:
+                    put(condition)
+                    return
+                except ClientError as error:
+                    code = error.response.get("Error", {}).get("Code")
+                    if code in _RACING and left:
+                        continue
+                    if code not in _REFUSED:
+                        raise
+                    if self.digest(key) != only:
+                        raise IntegrityError(f"{key} exists with other bytes") from error
+                    return
+
+    def digest(self, key: str) -> str:
+        """The sha256 of an object's bytes, read whole. Raises: NotFoundError."""
+        digest = hashlib.sha256()
+        with self.open(key) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def get_bytes(self, key: str) -> bytes:
         """A small object's bytes. Raises: NotFoundError."""
@@ -191,6 +259,7 @@ class Store:
                 for chunk in body.iter_chunks(_CHUNK):
                     digest.update(chunk)
                     out.write(chunk)
+                    crash.point("in_download")
             if digest.hexdigest() != sha256:
                 raise IntegrityError(f"{key} is not what its digest promises")
             os.replace(part, path)
@@ -219,6 +288,32 @@ class Store:
         """Delete an object; nothing happens when there is none."""
         with _plain_errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def unfinished(self, prefix: str) -> builtins.list[tuple[str, str, float]]:
+        """Uploads in parts that were begun and not completed: key, upload id, and their age in
+        seconds by the store's own clock."""
+        with _plain_errors(prefix):
+            found: builtins.list[tuple[str, str, float]] = []
+            where: dict[str, str] = {}
+            while True:
+                page = self._client.list_multipart_uploads(
+                    Bucket=self.bucket, Prefix=prefix, **where
+                )
+                now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+                for one in page.get("Uploads", []):
+                    age = (now - one["Initiated"]).total_seconds()
+                    found.append((one["Key"], one["UploadId"], age))
+                if not page.get("IsTruncated"):
+                    return found
+                where = {
+                    "KeyMarker": page["NextKeyMarker"],
+                    "UploadIdMarker": page["NextUploadIdMarker"],
+                }
+
+    def abort(self, key: str, upload_id: str) -> None:
+        """Give up an unfinished upload; nothing happens when it is gone."""
+        with suppress(NotFoundError), _plain_errors(key):
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
 
     def presign_get(self, key: str, filename: str) -> str:
         """A URL that downloads the object under that name for `presign_seconds`."""

@@ -27,7 +27,7 @@ PRINTERS = {
     "manylora/local/commands.py": "the detached supervisor, whose stdout is its log",
 }
 #: parts of the bucket's layout and of a queue's name
-NAMES = re.compile(r"^[tb]/|/(files|j|a|ckpt|adapter)/|^(ckpt|adapter)/|^pool\.")
+NAMES = re.compile(r"^[tb]/|/(files|j|a|ckpt|epoch|adapter)/|^(ckpt|epoch|adapter)/|^pool\.")
 STORE_VERBS = {"put_bytes", "put_file", "get_bytes", "get_file", "presign_get", "presign_put"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 DANGEROUS = {"torch.load", "os.system", "os.popen", "eval", "exec", "numpy.load", "np.load"}

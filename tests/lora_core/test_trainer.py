@@ -369,6 +369,7 @@ def test_a_long_evaluation_keeps_nobody_waiting(one_thread):
         assert "b" in reports or trainer._active["b"].step == 36
         found += [reports["a"]] if "a" in reports else []
         between += "a" not in reports
+        assert trainer.evaluating == ([] if "a" in reports else ["a"])
         if between == 1:
             trainer.state("a")  # settles what is under way; nothing is lost or told twice
     assert between > 3

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.planner import Snapshot, Waiting, WorkerView, plan
+from scheduler.planner import Running, Snapshot, Waiting, WorkerView, plan
 
 BASES = ("alpha", "beta", "gamma")
 waiting = st.builds(
@@ -85,3 +85,84 @@ def test_an_idle_worker_is_given_another_base_but_never_a_busy_or_a_pinned_one()
     assert plan(Snapshot(jobs, (idle,), {"q-alpha": 1}, BASES)).assignments == []
     pinned = view("w", "alpha", "q-alpha", pinned=True)
     assert plan(Snapshot(jobs, (pinned,), {}, BASES)).assignments == []
+
+
+def running(name, priority, started=0.0, wish=None, preemptions=0, queue="q-alpha", on="w"):
+    return Running(name, 1, queue, priority, started, wish, preemptions, on)
+
+
+def crowded(waiting_, running_, **more):
+    """A pool of two slots, both taken."""
+    workers = (view("w", "alpha", "q-alpha"),)
+    given = {"most_preemptions": 3, **more}
+    return plan(Snapshot(waiting_, workers, {"q-alpha": 2}, BASES, running=running_, **given))
+
+
+def urgent(name="u", priority=5):
+    return Waiting(name, "alpha", "fp-alpha", priority, 1.0)
+
+
+def test_the_lowest_and_of_equals_the_latest_makes_room():
+    low, late = running("low", 0, 1.0), running("late", 0, 2.0)
+    result = crowded((urgent(),), (low, late))
+    assert result.preemptions == [("late", 1)]
+    assert result.dispatches == []
+    assert result.reasons["u"] == "a job of lower priority is making room"
+    result = crowded((urgent(),), (running("lower", -1, 0.0), late))
+    assert result.preemptions == [("lower", 1)]
+    result = crowded((urgent("u"), urgent("v")), (low, late))
+    assert sorted(result.preemptions) == [("late", 1), ("low", 1)]
+
+
+def test_nobody_makes_room_for_an_equal_or_twice_or_for_ever_or_in_another_pool():
+    assert crowded((urgent(priority=0),), (running("a", 0), running("b", 0))).preemptions == []
+    leaving = (running("a", 0, wish="preempt"), running("b", 9))
+    result = crowded((urgent(),), leaving)
+    assert result.preemptions == []
+    assert result.reasons["u"] == "a slot of alpha is about to be free"
+    spent = (running("a", 0, preemptions=3), running("b", 9))
+    assert crowded((urgent(),), spent).preemptions == []
+    assert crowded((urgent(),), (running("a", 0, queue="q-beta"),)).preemptions == []
+
+
+def test_jobs_on_a_worker_that_drains_or_is_silent_take_nobodys_slot_and_make_no_room():
+    gone = (running("a", 0, on="gone"), running("b", 0, on="gone"))
+    assert crowded((urgent(),), gone).dispatches == [("u", "q-alpha")]
+    stays = running("c", 0, 0.0)
+    workers = (view("w", "alpha", "q-alpha"),)
+    three = Snapshot(
+        (urgent("u"), urgent("v"), urgent("x")), workers, {"q-alpha": 3}, BASES,
+        running=(*gone, stays), most_preemptions=3,
+    )  # fmt: skip
+    result = plan(three)
+    assert result.dispatches == [("u", "q-alpha")]
+    assert result.preemptions == [("c", 1)]
+    assert result.reasons["x"].startswith("all 2 slots of alpha are taken")
+
+
+def test_nothing_is_taken_from_anybody_before_contact_is_settled():
+    assert crowded((urgent(),), (running("a", 0),), settled=False).preemptions == []
+    jobs = (Waiting("j", "beta", "fp-beta", 0, 1.0),)
+    idle, empty = view("w", "alpha", "q-alpha"), view("e")
+    given = Snapshot(jobs, (idle, empty), {}, BASES, settled=False)
+    assert plan(given).assignments == [("e", "beta")]
+    only = Snapshot(jobs, (idle,), {}, BASES, settled=False)
+    assert plan(only).assignments == []
+
+
+@given(snapshots, st.lists(st.integers(-3, 3), max_size=6))
+def test_who_makes_room_is_of_lower_priority_than_who_waits(snapshot, priorities):
+    ready = [w.worker_id for w in snapshot.workers if w.queue == "q-alpha"] or ["none"]
+    rows = tuple(running(f"r{i}", p, float(i), on=ready[0]) for i, p in enumerate(priorities))
+    given_ = Snapshot(
+        snapshot.waiting, snapshot.workers, snapshot.busy, BASES, running=rows, most_preemptions=1
+    )
+    result = plan(given_)
+    asked = [int(name[1:]) for name, _ in result.preemptions]
+    assert len(set(asked)) == len(asked)
+    waiting_ = sorted(
+        (j.priority for j in snapshot.waiting if j.base == "alpha"
+         and j.job_id not in dict(result.dispatches)), reverse=True,
+    )  # fmt: skip
+    for wants, index in zip(waiting_, asked, strict=False):
+        assert priorities[index] < wants

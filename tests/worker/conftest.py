@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from manylora.ledger import jobs, leases
+from manylora.ledger import checkpoints, jobs, leases
 from manylora.ledger.tables import Attempt, Job
 from tests.e2e.test_jobs import lines, submit
 from worker.supervise import Supervisor
@@ -80,7 +80,7 @@ class Bench:
 
     def checkpoints(self, job_id):
         with self.database.transaction() as tx:
-            return leases.checkpoints(tx, job_id)
+            return checkpoints.of_job(tx, job_id)
 
 
 @pytest.fixture

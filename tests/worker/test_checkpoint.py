@@ -1,10 +1,12 @@
 """Checkpoints through the real store: whole, verified, the newest that is good."""
 
 import pytest
+from sqlalchemy import select
 
 from manylora import keys
 from manylora.errors import LostError
-from manylora.ledger import jobs, leases
+from manylora.ledger import checkpoints, jobs
+from manylora.ledger.tables import Event
 from tests.manylora.ledger.conftest import make_ledger
 from worker import checkpoint
 
@@ -27,48 +29,59 @@ def saved(service, ledger, tmp_path):
     return job, rows(ledger, job)
 
 
+def restore(service, job, listed, folder):
+    return checkpoint.restore(service.database, service.store, job, listed, folder)
+
+
+def ledger_events(service, job):
+    with service.database.transaction() as tx:
+        return list(tx.scalars(select(Event).where(Event.job_id == job.id)))
+
+
 def rows(ledger, job):
     with ledger.transaction() as tx:
-        return leases.checkpoints(tx, job.id)
+        return checkpoints.of_job(tx, job.id)
 
 
 def test_the_newest_comes_back_as_it_went(service, saved, tmp_path):
-    _, listed = saved
+    job, listed = saved
     assert [c.step for c in listed] == [10, 5]
-    step, folder = checkpoint.restore(service.store, listed, tmp_path / "new")
-    assert step == 10
+    found = restore(service, job, listed, tmp_path / "new")
+    assert (found.step, found.exact) == (10, True)
     for name in ("state.safetensors", "state.json"):
-        assert (folder / name).read_bytes() == (tmp_path / "ckpt-10" / name).read_bytes()
+        assert (found.folder / name).read_bytes() == (tmp_path / "ckpt-10" / name).read_bytes()
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_one_is_passed_over_for_the_one_before(service, saved, tmp_path, file, damage):
-    _, listed = saved
+    job, listed = saved
     key = f"{listed[0].prefix}/{file}"
     if damage == "missing":
         service.store.delete(key)
     else:
         service.store.put_bytes(key, b"{}")
-    step, folder = checkpoint.restore(service.store, listed, tmp_path / "new")
-    assert step == 5
-    assert (folder / "state.safetensors").read_bytes() == bytes([5]) * 100
+    found = restore(service, job, listed, tmp_path / "new")
+    assert found.step == 5
+    (warning,) = [e for e in ledger_events(service, job) if e.level == "warn"]
+    assert warning.message.startswith("The checkpoint of step 10 is damaged and passed over: ")
+    assert (found.folder / "state.safetensors").read_bytes() == bytes([5]) * 100
 
 
 def test_when_none_is_good_the_job_begins_anew(service, saved, tmp_path):
-    _, listed = saved
+    job, listed = saved
     for row in listed:
         service.store.delete(f"{row.prefix}/manifest.json")
-    assert checkpoint.restore(service.store, listed, tmp_path / "new") is None
-    assert checkpoint.restore(service.store, [], tmp_path / "new") is None
+    assert restore(service, job, listed, tmp_path / "new") is None
+    assert restore(service, job, [], tmp_path / "new") is None
 
 
 def test_a_manifest_cannot_reach_out_of_its_folder(service, saved, tmp_path):
-    _, listed = saved
+    job, listed = saved
     body = b'{"files": [{"name": "../../out", "sha256": "00"}]}'
     listed[0].manifest_sha256 = service.store.put_bytes(f"{listed[0].prefix}/manifest.json", body)
     with pytest.raises(ValueError, match="plain file name"):
-        checkpoint.restore(service.store, listed, tmp_path / "new")
+        restore(service, job, listed, tmp_path / "new")
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from lora_core import Examples
-from manylora.errors import BadSpecError, DatasetError, IntegrityError, NotFoundError
+from manylora.errors import BadSpecError, DatasetError
 from worker import prepare
 
 
@@ -16,12 +16,13 @@ def test_a_file_is_fetched_by_its_digest(service, tmp_path):
     prepare.fetch_dataset(service.store, file, tmp_path / "train.jsonl")
     assert (tmp_path / "train.jsonl").read_text() == '{"text": "a b c"}\n'
     file.sha256 = "0" * 64
-    with pytest.raises(NotFoundError):
+    with pytest.raises(DatasetError, match="no longer in the store") as gone:
         prepare.fetch_dataset(service.store, file, tmp_path / "other.jsonl")
+    assert gone.value.error_code == "file_gone"
     (key,) = service.store.list(f"t/{tenant.id}/files/")
     service.store.put_bytes(key, b"forged")
     file.sha256 = key.rsplit("/", 1)[1]
-    with pytest.raises(IntegrityError):
+    with pytest.raises(DatasetError, match="not what was uploaded"):
         prepare.fetch_dataset(service.store, file, tmp_path / "other.jsonl")
     assert not (tmp_path / "other.jsonl").exists()
 

@@ -81,10 +81,10 @@ def test_an_upload_that_breaks_leaves_no_manifest(service, made, monkeypatch):
     job, folder, described = made
     real = service.store.put_file
 
-    def broken(key, path):
+    def broken(key, path, **how):
         if key.endswith(publish.WEIGHTS):
             raise UnavailableError("the store is away")
-        real(key, path)
+        real(key, path, **how)
 
     monkeypatch.setattr(service.store, "put_file", broken)
     with pytest.raises(UnavailableError):

@@ -92,13 +92,49 @@ def test_a_drained_job_goes_on_elsewhere_with_the_same_bytes(bench, tiny_base, t
     assert outcomes == ["released"]
     job = bench.get(job_id)
     assert (job.state, job.failures) == ("queued", 0)
-    (saved,) = bench.checkpoints(job_id)
-    assert 1 <= saved.step < STEPS
+    saved = bench.checkpoints(job_id)
+    assert 1 <= saved[0].step < STEPS
+    assert len(saved) <= 2
     # Another machine: it has nothing but what the store holds.
     second = bench.supervisor("w2")
     assert second.run(job_id, bench.dispatch(job_id)) == "succeeded"
     assert adapter_of(bench, job_id).attempt == 2
     assert_as_undisturbed(bench, job_id, tiny_base, tmp_path, 3)
+
+
+def test_a_paused_job_gives_its_slot_back_and_goes_on_with_the_same_bytes(
+    bench, tiny_base, tmp_path
+):
+    job_id = bench.job(seed=11, **LONG)
+    thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
+    until(lambda: bench.get(job_id).step >= 1)
+    with bench.database.transaction() as tx:
+        assert jobs.pause(tx, bench.tenant.id, job_id).wish == "pause"
+    thread.join(60)
+    assert outcomes == ["released"]
+    job = bench.get(job_id)
+    assert (job.state, job.failures, job.wish) == ("paused", 0, None)
+    assert bench.attempt(job_id).outcome == "released"
+    saved = max(checkpoint.step for checkpoint in bench.checkpoints(job_id))
+    assert max(1, job.step) <= saved < STEPS
+    with bench.database.transaction() as tx:
+        assert jobs.resume(tx, bench.tenant.id, job_id).state == "queued"
+    assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "succeeded"
+    assert_as_undisturbed(bench, job_id, tiny_base, tmp_path, 11)
+
+
+def test_a_preempted_job_makes_room_and_is_queued_again(bench):
+    job_id = bench.job(seed=12, count=200, n_epochs=50)
+    thread, outcomes = bench.begin(bench.supervisor(), job_id, bench.dispatch(job_id))
+    until(lambda: bench.get(job_id).step >= 1)
+    with bench.database.transaction() as tx:
+        leases.preempt(tx, job_id, 1)
+    thread.join(60)
+    assert outcomes == ["released"]
+    job = bench.get(job_id)
+    assert (job.state, job.failures, job.preemptions, job.wish) == ("queued", 0, 1, None)
+    assert bench.attempt(job_id).outcome == "preempted"
+    assert max(checkpoint.step for checkpoint in bench.checkpoints(job_id)) >= max(1, job.step)
 
 
 def test_a_cancelled_job_leaves_its_slot_to_the_next(bench):
@@ -139,19 +175,33 @@ def test_an_adapter_that_cannot_be_built_fails_its_job_for_good(bench):
     assert "nothing_like_it" in job.error_message
 
 
-def test_a_dataset_that_changed_in_the_store_sends_the_job_back(bench):
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        (b'{"text": "forged"}\n', "file_changed", "is not what was uploaded"),
+        (None, "file_gone", "is no longer in the store"),
+    ],
+)
+def test_a_dataset_gone_or_changed_in_the_store_fails_its_job_in_a_sentence(
+    bench, body, code, said
+):
     job_id = bench.job(seed=8)
     (key,) = bench.service.store.list(f"t/{bench.tenant.id}/files/")
-    bench.service.store.put_bytes(key, b'{"text": "forged"}\n')
-    assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "released"
+    if body is None:
+        bench.service.store.delete(key)
+    else:
+        bench.service.store.put_bytes(key, body)
+    assert bench.supervisor().run(job_id, bench.dispatch(job_id)) == "failed"
     job = bench.get(job_id)
-    assert (job.state, job.failures) == ("queued", 1)
+    assert (job.state, job.failures, job.error_code) == ("failed", 0, code)
+    assert f"(train.jsonl) {said}" in job.error_message.replace(" in the store is not", " is not")
+    assert "upload it again" in job.error_message
 
 
 def test_a_checkpoint_the_store_does_not_take_costs_only_itself(bench, monkeypatch):
     tried = []
 
-    def down(*_):
+    def down(*_, **__):
         tried.append(1)
         raise UnavailableError("the store is away")
 
@@ -174,7 +224,7 @@ def test_a_database_that_goes_away_at_the_end_leaves_the_attempt_to_the_rescue(
     attempt = bench.dispatch(job_id)
     monkeypatch.setattr(leases, verb, away)
     monkeypatch.setattr(leases, "release", away)
-    assert bench.supervisor().run(job_id, attempt) == "lost"
+    assert bench.supervisor(patience_seconds=0).run(job_id, attempt) == "lost"
     assert bench.get(job_id).state == "running"
     assert bench.attempt(job_id).ended_at is None
     monkeypatch.undo()
@@ -193,7 +243,7 @@ def test_a_stale_or_forged_wakeup_touches_nothing(bench):
 
 
 def test_the_lease_is_lost_in_the_middle_of_a_checkpoint(bench, monkeypatch):
-    def lost(*_):
+    def lost(*_, **__):
         raise LostError("somebody else has it")
 
     monkeypatch.setattr(checkpoint, "save", lost)

@@ -8,12 +8,14 @@ credentials. It ends when the socket closes, and when its parent dies.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import queue
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -31,6 +33,7 @@ from lora_core import (
     TrainingJob,
     weights_digest,
 )
+from manylora.logs import configure
 from worker.trainer.load import calibrate, kernels_in, load_base, numerics
 
 log = structlog.get_logger(__name__)
@@ -78,6 +81,8 @@ def training_job(key: str, order: Message) -> TrainingJob:
 class _Held:
     folder: Path
     base_name: str
+    #: optimizer steps of one epoch
+    epoch: int
 
 
 class Child:
@@ -121,6 +126,8 @@ class Child:
             if self._held and not self._stopping:
                 for report in self._trainer.step():
                     self._report(report)
+                for key in self._trainer.evaluating:
+                    self._send({"ev": "evaluates", "key": key})  # no step, and no hang either
 
     def _listen(self) -> None:
         with self._channel.makefile("rb") as lines:
@@ -147,33 +154,52 @@ class Child:
                 job = training_job(key, order)
                 resume = order.get("resume")
                 self._trainer.join(job, State.load(Path(resume)) if resume else None)
-                self._held[key] = _Held(Path(order["folder"]), order["base_name"])
+                self._held[key] = _Held(
+                    Path(order["folder"]), order["base_name"], job.total_steps // job.epochs
+                )
                 self._send({"ev": "joined", "key": key})
             elif key not in self._held:
                 self._send({"ev": "left", "key": key})
             elif op == "checkpoint":
-                self._checkpoint(key)
+                self._try_checkpoint(key)
             elif op == "leave":
                 if order.get("checkpoint"):
-                    self._checkpoint(key)
+                    self._try_checkpoint(key)
                 self._leave(key)
                 self._send({"ev": "left", "key": key})
         except (LoraError, OSError) as error:
             self._fail(key, error)
 
     def _checkpoint(self, key: str) -> None:
+        began = time.monotonic()
         state = self._trainer.state(key)
         folder = self._held[key].folder / f"ckpt-{state.step:08d}"
         state.save(folder)
-        self._send({"ev": "checkpoint", "key": key, "step": state.step, "folder": str(folder)})
+        told = {"step": state.step, "folder": str(folder), "seconds": time.monotonic() - began}
+        self._send({"ev": "checkpoint", "key": key, **told})
+
+    def _try_checkpoint(self, key: str) -> None:
+        """Checkpoint a job; where the disk does not take it, the job goes on without."""
+        try:
+            self._checkpoint(key)
+        except OSError as error:
+            self._send({"ev": "unsaved", "key": key, "message": str(error)})
 
     def _keep_last(self, key: str) -> None:
         """Checkpoint a job that is about to fail, as it was after its last good step."""
+        if self._trainer.state(key).step > 0:
+            self._try_checkpoint(key)
+
+    def _keep_epoch(self, key: str, step: int) -> None:
+        """Write the adapter as it is after an epoch."""
+        held = self._held[key]
+        folder = held.folder / f"epoch-{step:08d}"
         try:
-            if self._trainer.state(key).step > 0:
-                self._checkpoint(key)
+            self._trainer.export(key, folder, base_model_name=held.base_name)
         except OSError as error:
-            log.warning("checkpoint.not_kept", key=key, error=str(error))
+            self._send({"ev": "unsaved", "key": key, "message": str(error)})
+            return
+        self._send({"ev": "epoch", "key": key, "step": step, "folder": str(folder)})
 
     def _leave(self, key: str) -> None:
         del self._held[key]
@@ -182,7 +208,7 @@ class Child:
     def _fail(self, key: str, error: Exception) -> None:
         if key in self._held:
             self._leave(key)
-        code = getattr(error, "code", "training_failed")
+        code = "disk_full" if _disk_full(error) else getattr(error, "code", "training_failed")
         self._send({"ev": "failed", "key": key, "code": code, "message": str(error)})
 
     def _report(self, report: StepReport) -> None:
@@ -215,6 +241,8 @@ class Child:
                 "best_step": report.best_step,
             }
         )
+        if not report.finished and report.step % self._held[key].epoch == 0:
+            self._keep_epoch(key, report.step)
         if report.finished:
             held = self._held[key]
             out = held.folder / "adapter"
@@ -235,6 +263,12 @@ class Child:
             self._stopping = True  # nobody listens any more
 
 
+def _disk_full(error: Exception) -> bool:
+    """Whether it is the disk's fault; safetensors has only words for it."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or f"os error {errno.ENOSPC}" in str(error)
+
+
 def _die_with(parent: int) -> None:
     """Have the kernel end this process when its parent is gone, however that happened."""
     if sys.platform == "linux":
@@ -246,6 +280,7 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     """The process's entry."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    configure(*sys.argv[2:4])
     Child(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

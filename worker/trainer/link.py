@@ -1,8 +1,8 @@
 """The supervising side of the trainer child: start it, talk to it, notice its death.
 
 One JSON object a line over a socket pair. To the child: {op: join|checkpoint|leave|stop, …}.
-From it: {ev: ready|joined|step|checkpoint|finished|failed|left|broken, …}; all but `ready` and
-`broken` carry the job's key. When the child dies every job it held is told {ev: crashed}.
+From it: {ev: ready|joined|step|checkpoint|unsaved|epoch|finished|failed|left|broken, …}; all but
+`ready` and `broken` carry the job's key. When the child dies every job is told {ev: crashed}.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from typing import Any
 import structlog
 
 from manylora.errors import UnavailableError
+from worker.quarantine import Quarantine
+from worker.trainer.memory_events import oom_kills
 
 log = structlog.get_logger(__name__)
 Message = dict[str, Any]
 #: Threads that spin for long while they wait make a step ten times slower beside a busy neighbour;
 #: threads that do not spin at all make it a third slower alone.
-_CHILD_ENV = {
+CHILD_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "GOMP_SPINCOUNT": "10000",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+    # What a step frees the next one takes: giving it back to the system costs a fault a page.
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
 
@@ -50,7 +55,10 @@ class TrainerLink:
         token_budget: int = 2048,
         memory_limit: int | None = None,
         kernels: Path | None = None,
+        log: tuple[str, str] = ("info", "json"),
     ) -> None:
+        """`log` is the level and the form of the child's log, which goes where ours goes."""
+        self._log = log
         self._argv = [sys.executable, "-m", "worker.trainer.child"]
         self._order = {
             "base": str(base),
@@ -67,11 +75,15 @@ class TrainerLink:
         self._listeners: dict[str, queue.Queue[Message]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._oom_kills: int | None = None
         self._closing = Event()
         self._starting = Lock()
         self.ready = Event()
         self.numerics: dict[str, Any] = {}
         self.restarts = 0
+        #: how often in a row it died before it was ready
+        self._stillborn = 0
+        self.quarantine = Quarantine()
         self.failure: str | None = None
 
     def start(self) -> None:
@@ -80,10 +92,11 @@ class TrainerLink:
             if self._closing.is_set():
                 return
             ours, theirs = socket.socketpair()
+            self._oom_kills = oom_kills()
             env = {k: os.environ[k] for k in _KEPT_ENV if k in os.environ}
-            env |= _CHILD_ENV
+            env |= CHILD_ENV
             self._process = subprocess.Popen(
-                [*self._argv, str(theirs.fileno())],
+                [*self._argv, str(theirs.fileno()), *self._log],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
@@ -121,10 +134,15 @@ class TrainerLink:
             raise UnavailableError("the trainer is not ready")
         self._send(message)
 
-    def kill(self) -> None:
-        """End a child that hangs; it is started again."""
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+    def kill(self, restarts: int | None = None) -> None:
+        """End a child that hangs; it is started again. With `restarts`, only the one that was
+        started after so many: somebody else may have been faster."""
+        with self._starting:
+            process = self._process
+            if restarts is not None and restarts != self.restarts:
+                return
+            if process is not None and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
     def stop(self, timeout: float = 20.0) -> None:
         """End the child for good: no other one is started after this."""
@@ -171,13 +189,19 @@ class TrainerLink:
         ours.close()
         if self._closing.is_set():
             return
-        self.restarts += 1
-        log.error("trainer.died", code=code, restarts=self.restarts)
+        kills = oom_kills()
+        memory = code == -signal.SIGKILL and kills is not None and kills != self._oom_kills
+        with self._starting:
+            self.restarts += 1
+        self._stillborn += 1
+        log.error("trainer.died", code=code, memory=memory, restarts=self.restarts)
+        self.quarantine.crash(memory=memory)
+        told = {"ev": "crashed", "code": code, "memory": memory, "restarts": self.restarts}
         with self._lock:
             for mailbox in self._listeners.values():
-                mailbox.put({"ev": "crashed", "code": code, "restarts": self.restarts})
+                mailbox.put(told)
         # A child that never got ready backs off, at most 5 s, so that a broken base does not spin.
-        if not self._closing.wait(min(5.0, 0.2 * self.restarts)):
+        if not self._closing.wait(min(5.0, 0.2 * self._stillborn)):
             self.start()
 
     def _deliver(self, message: Message) -> None:
@@ -185,6 +209,7 @@ class TrainerLink:
         if event == "ready":
             self.numerics = message["numerics"]
             self.failure = None
+            self._stillborn = 0
             self._write_note("running")
             self.ready.set()
         elif event == "broken":

@@ -97,7 +97,7 @@ def complete(parts: Parts, _: Operator, name: str) -> dict[str, Any]:
 
 @router.delete("/{name}")
 def remove(parts: Parts, _: Operator, name: str) -> dict[str, Any]:
-    """Forget a base that no job and no adapter needs."""
+    """Forget a base that no open job needs; adapters trained on it stay."""
     with parts.database.transaction() as tx:
         bases.remove(tx, name)
     return {"name": name, "deleted": True}

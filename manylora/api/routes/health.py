@@ -1,25 +1,24 @@
-"""/healthz (this process), /readyz (everything it needs), /v1/manylora/status (the service)."""
+"""/healthz and /metrics (this process), /readyz (everything it needs), /v1/manylora/status (the
+service)."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from typing import Any
 
-import redis
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy import func, select
 
 from manylora import __version__
-from manylora.api.context import Context, Parts, Tenant
-from manylora.errors import ManyloraError, UnavailableError
+from manylora.api.context import Parts, Tenant
+from manylora.checks import all_good, ask, service_checks
 from manylora.ledger import schema, workers
 from manylora.ledger.states import FINAL
 from manylora.ledger.tables import Job
+from manylora.metrics import CONTENT_TYPE
 
 router = APIRouter()
-_TICK_AGE = 30.0
 _WAITING = ("validating_files", "queued", "dispatched", "running")
 
 
@@ -29,49 +28,18 @@ def healthz() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-def _broker(parts: Context) -> None:
-    url = parts.settings.broker_url.get_secret_value()
-    client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        raise UnavailableError(f"the broker cannot be reached ({type(error).__name__})") from error
-    finally:
-        client.close()
-
-
-def _schema(parts: Context) -> None:
-    has, needs = schema.current(parts.database), schema.head()
-    if has != needs:
-        raise UnavailableError(f"the schema is {has}, needed is {needs}: manylora db upgrade")
-
-
-def _scheduler(parts: Context) -> None:
-    with parts.database.transaction() as tx:
-        age = workers.last_tick_age(tx)
-    if age is None or age > _TICK_AGE:
-        raise UnavailableError("no scheduler has made a round within 30 s")
-
-
 @router.get("/readyz")
 def readyz(parts: Parts) -> JSONResponse:
-    """Each part by name: "ok", or what is wrong with it."""
-    checks: dict[str, Callable[[], None]] = {
-        "database": parts.database.ping,
-        "schema": lambda: _schema(parts),
-        "store": parts.store.ping,
-        "broker": lambda: _broker(parts),
-        "scheduler": lambda: _scheduler(parts),
-    }
-    found = {}
-    for name, check in checks.items():
-        try:
-            check()
-            found[name] = "ok"
-        except ManyloraError as error:
-            found[name] = error.message
-    good = set(found.values()) == {"ok"}
+    """Each part by name: "ok", or what is wrong with it and what to do."""
+    found = ask(service_checks(parts.settings, parts.database, parts.store))
+    good = all_good(found)
     return JSONResponse({"ready": good, "checks": found}, 200 if good else 503)
+
+
+@router.get("/metrics")
+def metrics(parts: Parts) -> Response:
+    """What this process counts, for Prometheus. It names no tenant."""
+    return Response(parts.metrics.text(), media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/manylora/status")

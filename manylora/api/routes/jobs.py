@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, get, cancel, events."""
+"""/v1/fine_tuning/jobs: create, list, get, cancel, pause, resume, events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
-from manylora import hyperparameters
+from manylora import crash, hyperparameters
 from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
 from manylora.errors import BadSpecError, UsageError
@@ -93,7 +93,7 @@ def create(
             first = lookups.made_before(tx, caller.tenant_id, digest) if again else None
             if first is not None:
                 return _show(tx, first, caller.tenant, parts)
-        base = bases.get(tx, body.model)
+        base = bases.get(tx, body.model, held=True)
         resolved = hyperparameters.resolve(
             hyperparameters.parse(asked), hidden_size=base.hidden_size, layers=base.layers
         )
@@ -122,7 +122,10 @@ def create(
             priority=body.priority,
             idempotency_key=_hashed(idempotency_key),
         )
-        return _show(tx, row, caller.tenant, parts)
+        shown = _show(tx, row, caller.tenant, parts)
+        crash.point("submit_before_commit")
+    crash.point("submit_after_commit")
+    return shown
 
 
 def _hashed(key: str | None) -> str | None:
@@ -164,6 +167,20 @@ def cancel(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
     """Cancel a job; once answered it reads `cancelled`."""
     with parts.database.transaction() as tx:
         return _show(tx, jobs.cancel(tx, caller.tenant_id, job_id), caller.tenant, parts)
+
+
+@router.post("/{job_id}/pause")
+def pause(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
+    """Hold a job back; one that runs stops at its next checkpoint and reads `paused` then."""
+    with parts.database.transaction() as tx:
+        return _show(tx, jobs.pause(tx, caller.tenant_id, job_id), caller.tenant, parts)
+
+
+@router.post("/{job_id}/resume")
+def resume(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
+    """Let a paused job go on from its checkpoint, at the end of the queue."""
+    with parts.database.transaction() as tx:
+        return _show(tx, jobs.resume(tx, caller.tenant_id, job_id), caller.tenant, parts)
 
 
 @router.get("/{job_id}/events")

@@ -108,7 +108,7 @@ def _parameters(count: int) -> str:
 @click.argument("name")
 @json_option
 def remove(name: str, as_json: bool) -> None:
-    """Forget a base. Refused while a job or an adapter still needs it.
+    """Forget a base. Refused while a job that is not over needs it; adapters stay.
 
     \b
     Examples:

@@ -80,6 +80,12 @@ def test_upload_create_list_events_cancel(connect, service):
         client.fine_tuning.jobs.cancel(made[0].id)
     assert refused.value.code == "invalid_job_state"
     assert client.fine_tuning.jobs.retrieve(made[0].id).status == "cancelled"
+    # The client's own literals lack `paused`: this one checks them, ordinary ones do not.
+    held = client.fine_tuning.jobs.with_raw_response.pause(made[1].id)
+    assert held.http_response.json()["status"] == "paused"
+    assert client.fine_tuning.jobs.resume(made[1].id).status == "validating_files"
+    with pytest.raises(openai.BadRequestError, match="cancelled already and cannot be paused"):
+        client.fine_tuning.jobs.pause(made[0].id)
     for job in made[1:]:
         client.fine_tuning.jobs.cancel(job.id)
     assert client.files.delete(file.id).deleted
@@ -128,6 +134,8 @@ def test_another_tenants_things_do_not_exist(connect, service):
         lambda: theirs.files.delete(file.id),
         lambda: theirs.fine_tuning.jobs.retrieve(job.id),
         lambda: theirs.fine_tuning.jobs.cancel(job.id),
+        lambda: theirs.fine_tuning.jobs.pause(job.id),
+        lambda: theirs.fine_tuning.jobs.resume(job.id),
         lambda: theirs.fine_tuning.jobs.list_events(job.id),
         lambda: theirs.fine_tuning.jobs.create(
             model="tiny", training_file=file.id, hyperparameters={"lora_r": 4}

@@ -180,6 +180,7 @@ def test_a_mistake_of_ours_is_a_500_that_tells_nothing(service, http, dataset, r
                 tenant_id=row.tenant_id,
                 job_id=row.id,
                 attempt=1,
+                source_attempt=1,
                 base="tiny",
                 base_fingerprint=row.base_fingerprint,
                 prefix=f"{prefix}/adapter",

@@ -167,6 +167,19 @@ def test_show_and_cancel(service: Any, manylora: Any) -> None:
     assert manylora("cancel", "nosuch")[0] == 1
 
 
+def test_pause_and_resume(service: Any, manylora: Any) -> None:
+    held = job("running")
+    held["x"]["wish"] = "pause"
+    service.answers["POST", f"{JOBS}/ftjob-1/pause"] = (200, json.dumps(held).encode())
+    code, out, err = manylora("pause", "ftjob-1")
+    assert (code, out) == (0, "")
+    assert "pauses at its next step" in err
+    service.answers["POST", f"{JOBS}/ftjob-1/resume"] = (200, json.dumps(job("queued")).encode())
+    code, out, err = manylora("resume", "ftjob-1", "--json")
+    assert (code, json.loads(out)["data"][0]["status"]) == (0, "queued")
+    assert manylora("pause", "nosuch")[0] == 1
+
+
 def test_adapters_and_bases(service: Any, manylora: Any) -> None:
     row = {"name": "ft:x", "job_id": "ftjob-1", "base": "tiny", "bytes": 3_800_000, "created_at": 1}
     service.answers["GET", "/v1/manylora/adapters"] = listed([row])

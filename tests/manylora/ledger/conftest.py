@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, inspect, select, text, update
 
-from manylora.ledger import bases, files, jobs, leases, tenants
+from manylora.ledger import bases, checkpoints, files, jobs, leases, tenants
 from manylora.ledger.database import Database
 from manylora.ledger.tables import Adapter, Attempt, Checkpoint, Event, Job, Metric
 from tests.conftest import leave_nothing_open
@@ -114,7 +114,8 @@ class Ledger:
         """An adapter's row, not yet added."""
         given = {
             "name": f"ft:b:t::{uuid.uuid4().hex[:8]}", "tenant_id": self.tenant.id,
-            "job_id": job_id, "attempt": attempt, "base": self.base.name, "base_fingerprint": HEX,
+            "job_id": job_id, "attempt": attempt, "source_attempt": attempt,
+            "base": self.base.name, "base_fingerprint": HEX,
             "prefix": "p", "manifest_key": "m", "manifest_sha256": HEX, "weights_sha256": HEX,
             "bytes": 3, **columns,
         }  # fmt: skip
@@ -123,9 +124,7 @@ class Ledger:
     def checkpoint(self, tx, job_id, attempt, step=5, sha256=HEX):
         """Record a checkpoint as the worker of that attempt would."""
         job = Job(id=job_id, tenant_id=self.tenant.id, attempt=attempt)
-        leases.add_checkpoint(
-            tx, job, step=step, prefix=f"c/{step}", manifest_sha256=sha256, metrics={}
-        )
+        checkpoints.add(tx, job, step=step, prefix=f"c/{step}", manifest_sha256=sha256, metrics={})
 
     def publish(self, job_id, attempt=1):
         with self.transaction() as tx:

@@ -5,9 +5,10 @@ import uuid
 import pytest
 
 from manylora.errors import ConflictError, NotFoundError, UnknownBaseError
-from manylora.ledger import bases, workers
+from manylora.ledger import adapters, bases, workers
 from manylora.ledger.tables import Base, Job, Worker
 from tests.manylora.ledger.conftest import HEX
+from tests.manylora.ledger.test_leases import in_thread, until_someone_waits
 
 
 def start(ledger, name, fingerprint=HEX):
@@ -74,3 +75,38 @@ def test_a_base_nobody_used_goes_and_its_workers_are_free(ledger, name):
         workers.report(tx, worker, state="gone", device_kind="cpu", slots=1, pinned=False, facts={})
         with pytest.raises(NotFoundError):
             bases.remove(tx, name)
+
+
+def test_a_base_is_not_removed_under_a_job_that_is_being_made(ledger):
+    ledger.running()  # a base that was used is kept as a row, and just not offered any more
+
+    def remove():
+        with ledger.transaction() as tx:
+            bases.remove(tx, ledger.base.name)
+
+    with ledger.transaction() as tx:
+        bases.get(tx, ledger.base.name, held=True)
+        remover, raised = in_thread(remove)
+        until_someone_waits(ledger)
+    remover.join(20)
+    assert [type(e) for e in raised] == [ConflictError]
+
+
+def test_a_job_is_not_made_on_a_base_that_is_being_removed(ledger):
+    job_id = ledger.running()
+    ledger.publish(job_id)
+    asked = []
+
+    def make():
+        with ledger.transaction() as tx:
+            asked.append(bases.get(tx, ledger.base.name, held=True))
+
+    with ledger.transaction() as tx:
+        bases.remove(tx, ledger.base.name)
+        tx.flush()
+        maker, raised = in_thread(make)
+        until_someone_waits(ledger)
+    maker.join(20)
+    assert (asked, [type(e) for e in raised]) == ([], [UnknownBaseError])
+    with ledger.transaction() as tx:
+        assert adapters.of_job(tx, job_id).base == ledger.base.name  # adapters stay

@@ -5,24 +5,42 @@ import inspect
 import pkgutil
 
 import pytest
+from sqlalchemy import select
 
 from manylora import ledger as package
 from manylora.errors import NotFoundError
-from manylora.ledger import adapters, bases, events, files, jobs
+from manylora.ledger import adapters, bases, checkpoints, events, files, jobs, webhooks
+from manylora.ledger.tables import Delivery
+
+
+def hook(tx, job):
+    """The endpoint that was told of the job's end."""
+    return tx.scalar(select(Delivery.webhook_id).where(Delivery.job_id == job))
+
 
 #: how a stranger might ask each of them for a thing of this tenant
 ASK = {
     "jobs.get": lambda tx, who, job, file: jobs.get(tx, who, job),
+    "jobs.pause": lambda tx, who, job, file: jobs.pause(tx, who, job),
+    "jobs.resume": lambda tx, who, job, file: jobs.resume(tx, who, job),
     "jobs.cancel": lambda tx, who, job, file: jobs.cancel(tx, who, job),
     "jobs.page": lambda tx, who, job, file: jobs.page(tx, who, after=job, limit=9),
     "files.get": lambda tx, who, job, file: files.get(tx, who, file),
     "files.delete": lambda tx, who, job, file: files.delete(tx, who, file),
     "files.page": lambda tx, who, job, file: files.page(tx, who, after=file, limit=9),
     "adapters.find": lambda tx, who, job, file: adapters.find(tx, who, job),
+    "checkpoints.page": lambda tx, who, job, file: checkpoints.page(
+        tx, who, job, after=None, limit=9
+    ),
     "events.page": lambda tx, who, job, file: events.page(tx, who, job, after=None, limit=9),
+    "webhooks.get": lambda tx, who, job, file: webhooks.get(tx, who, hook(tx, job)),
+    "webhooks.remove": lambda tx, who, job, file: webhooks.remove(tx, who, hook(tx, job)),
+    "webhooks.deliveries": lambda tx, who, job, file: webhooks.deliveries(
+        tx, who, hook(tx, job), after=None, limit=9
+    ),
 }
 #: what takes a tenant and looks nothing up: it makes a thing, or lists one's own
-OWN = {"files.add", "adapters.page"}
+OWN = {"files.add", "adapters.page", "webhooks.add", "webhooks.page"}
 
 
 def test_none_is_forgotten():
@@ -38,6 +56,9 @@ def test_none_is_forgotten():
 
 @pytest.mark.parametrize("ask", ASK)
 def test_a_stranger_is_told_there_is_no_such_thing(ledger, stranger, ask):
+    with ledger.transaction() as tx:
+        kinds = set(webhooks.TYPES.values())
+        webhooks.add(tx, ledger.tenant.id, url="https://a.example/", types=kinds, most=1)
     job_id = ledger.running(suffix="mine")
     ledger.publish(job_id)
     before = ledger.books(job_id)
@@ -46,8 +67,8 @@ def test_a_stranger_is_told_there_is_no_such_thing(ledger, stranger, ask):
     assert refused.value.http_status == 404
     assert ledger.books(job_id) == before
     with ledger.transaction() as tx:
-        if ask in {"jobs.cancel", "files.delete"}:
-            return  # the job is over, the file's fate is another test's
+        if ask in {"jobs.cancel", "jobs.pause", "jobs.resume", "files.delete", "webhooks.remove"}:
+            return  # the job is over; what becomes of the others is another test's
         assert ASK[ask](tx, ledger.tenant.id, job_id, ledger.file.id)
 
 
@@ -60,6 +81,7 @@ def test_lists_and_names_are_ones_own(ledger, stranger):
             with pytest.raises(NotFoundError):
                 adapters.find(tx, stranger.id, ref)
         assert adapters.page(tx, stranger.id) == []
+        assert webhooks.page(tx, stranger.id) == []
         assert jobs.page(tx, stranger.id, after=None, limit=9) == ([], False)
         assert files.page(tx, stranger.id, after=None, limit=9) == ([], False)
         assert bases.get(tx, ledger.base.name)  # bases are everybody's

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from manylora.errors import LostError, StateError
-from manylora.ledger import adapters, events, jobs, leases, workers
+from manylora.ledger import adapters, checkpoints, events, jobs, leases, workers
 from manylora.ledger.tables import Attempt
 
 
@@ -258,7 +258,7 @@ def test_a_cancelled_job_is_the_workers_no_more(ledger):
         assert jobs.cancel(tx, ledger.tenant.id, job_id).state == "cancelled"
     with ledger.transaction() as tx, pytest.raises(LostError) as lost:
         renew(tx, job_id, 1)
-    assert lost.value.details == {"state": "cancelled"}
+    assert lost.value.details == {"state": "cancelled", "attempt": 1}
     for name in WRITES:
         with pytest.raises(LostError), ledger.transaction() as tx:
             WRITES[name](ledger, tx, job_id, 1)
@@ -340,7 +340,7 @@ def test_a_checkpoint_recorded_again_is_the_newer_one(ledger):
     with ledger.transaction() as tx:
         ledger.checkpoint(tx, job_id, 1, step=8, sha256="cd" * 32)
     with ledger.transaction() as tx:
-        rows = leases.checkpoints(tx, job_id)
+        rows = checkpoints.of_job(tx, job_id)
         assert [(c.step, c.manifest_sha256) for c in rows] == [(8, "cd" * 32), (4, "ab" * 32)]
 
 
@@ -354,5 +354,5 @@ def test_checkpoints_of_all_attempts_count_newest_step_first(ledger):
         ledger.checkpoint(tx, job_id, 2, step=4)
         ledger.checkpoint(tx, job_id, 2, step=8)
     with ledger.transaction() as tx:
-        rows = leases.checkpoints(tx, job_id)
+        rows = checkpoints.of_job(tx, job_id)
         assert [(c.step, c.attempt) for c in rows] == [(8, 2), (8, 1), (4, 2)]

@@ -144,6 +144,43 @@ def test_files_of_any_size_go_up_and_down_in_parts(store, key, tmp_path, size):
     store.delete(key)
 
 
+def test_a_file_is_written_once_where_it_is_to_be_written_once(service, key, tmp_path):
+    """In one piece and in parts: its own retry is no second writer, another one is refused."""
+    for number, settings in enumerate(({}, {"s3_multipart_bytes": 1})):
+        store = another(service, **settings)
+        path, where = tmp_path / "file", f"{key}/{number}"
+        path.write_bytes(b"first" * 1000)
+        assert store.put_file(where, path, if_absent=True) == sha(b"first" * 1000)
+        assert store.put_file(where, path, if_absent=True) == sha(b"first" * 1000)
+        path.write_bytes(b"second" * 1000)
+        with pytest.raises(IntegrityError):
+            store.put_file(where, path, if_absent=True)
+        assert store.digest(where) == sha(b"first" * 1000)
+        assert store.unfinished(where) == []
+
+
+def test_the_probe_sees_whether_the_store_keeps_conditions(store, monkeypatch):
+    before = store.list("probe/")
+    assert store.probe() is True
+    assert store.list("probe/") == before
+    real = store._client.put_object
+
+    def careless(**how):
+        how.pop("IfNoneMatch", None)
+        return real(**how)
+
+    monkeypatch.setattr(store._client, "put_object", careless)
+    assert store.probe() is False
+    assert store.list("probe/") == before
+
+
+def test_without_conditions_a_put_is_a_plain_one(store, key):
+    store.conditional = False
+    store.put_bytes(key, b"first", if_absent=True)
+    store.put_bytes(key, b"second", if_absent=True)
+    assert store.get_bytes(key) == b"second"
+
+
 def test_keys_are_listed_below_their_prefix(store, key):
     for name in ("b", "a", "c/d"):
         store.put_bytes(f"{key}/{name}", b"x")

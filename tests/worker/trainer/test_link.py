@@ -59,7 +59,8 @@ def test_a_life_of_a_trainer(tiny_base, tmp_path, monkeypatch):
 
     waiting = link.listen("other")
     os.kill(first, signal.SIGKILL)
-    assert waiting.get(timeout=30) == {"ev": "crashed", "code": -9, "restarts": 1}
+    crashed = {"ev": "crashed", "code": -9, "memory": False, "restarts": 1}
+    assert waiting.get(timeout=30) == crashed
     assert mailbox.empty()  # it was forgotten
     assert until(link.ready.is_set)
     assert link.pid != first
