@@ -13,9 +13,9 @@
 #include "amx.h"
 
 #ifndef DEPTH
-#define DEPTH 320 /* K at once */
-#define ROWS 1088  /* rows of a task */
-#define PANELS 2  /* of a task, 32 columns each */
+#define DEPTH 160 /* K at once */
+#define ROWS 544  /* rows of a task */
+#define PANELS 4  /* of a task, 32 columns each */
 #endif
 
 /* 32 columns of one block, rounded, on their way out while the next block is summed. */
