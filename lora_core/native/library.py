@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,12 @@ class NativeError(LoraError):
 def load(folder: Path | str) -> Kernels:
     """The kernels, compiled into `folder` unless they lie there already.
 
-    `folder` must be writable by nobody else: what lies there is executed. Raises: NativeError
-    where the processor lacks AMX bf16 or AVX-512, the system refuses it, or no compiler is found.
+    What lies there is executed, so a folder that others may write to is refused. Raises:
+    NativeError where the processor lacks AMX bf16 or AVX-512, the system refuses it, or no
+    compiler is found.
     """
     _check_processor()
+    _check_folder(Path(folder))
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NativeError("no C compiler (cc) is installed")
@@ -65,14 +68,23 @@ def _check_processor() -> None:
         raise NativeError("the system does not let this process use AMX")
 
 
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+    except OSError as error:
+        raise NativeError(f"the kernels have no folder: {error}") from error
+    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NativeError(f"{folder} may be written to by others: kernels from there are not run")
+
+
 def _name(compiler: str) -> str:
     """12 hex digits of all that decides the machine code."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in _SOURCES:
         digest.update((here / source).read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=60)
-    digest.update(repr((_FLAGS, version.stdout)).encode())
+    digest.update(repr((_FLAGS, _run([compiler, "--version"]).stdout)).encode())
     return digest.hexdigest()[:12]
 
 
@@ -80,26 +92,23 @@ def _compiled(folder: Path, compiler: str) -> Path:
     library = folder / f"kernels-{_name(compiler)}.so"
     if library.exists():
         return library
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise NativeError(f"the kernels have no folder: {error}") from error
     part = library.with_suffix(f".{os.getpid()}.part")
     here = Path(__file__).parent
     sources = [str(here / name) for name in _SOURCES if name.endswith(".c")]
-    made = subprocess.run(
-        # Without -lgomp: the objects are linked by hand, and torch's own threads serve.
-        [compiler, *_FLAGS, "-nostdlib", "-o", str(part), *sources],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    # Without -lgomp: the symbols stay open, and torch's own threads serve.
+    made = _run([compiler, *_FLAGS, "-nostdlib", "-o", str(part), *sources])
     if made.returncode != 0:
         part.unlink(missing_ok=True)
         raise NativeError(f"{compiler} could not compile the kernels: {made.stderr[-500:]}")
     os.replace(part, library)
     return library
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeError(f"{command[0]} cannot be run: {error}") from error
 
 
 def _open(library: Path) -> ctypes.CDLL:

@@ -50,3 +50,19 @@ def test_another_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "_NEEDED", {"amx_tile", "tmul_of_the_future"})
     with pytest.raises(NativeError, match=r"lacks .*tmul_of_the_future"):
         load(tmp_path)
+
+
+def test_a_folder_that_others_may_write_to(kernels, tmp_path):
+    (tmp_path / "open").mkdir(mode=0o700)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(NativeError, match="may be written to by others"):
+        load(tmp_path / "open")
+
+
+def test_a_compiler_that_cannot_be_run(kernels, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cc").write_bytes(b"\x7fELF no program")
+    (tmp_path / "bin" / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(NativeError, match="cannot be run"):
+        load(tmp_path / "new")
