@@ -19,7 +19,7 @@ from bench.workload import BATCH, JOBS, LENGTH, RANK
 MANY = (1, 2, 4, 8, 16, 32)
 LENGTHS = (16, 32, 64, 128, 256, 512)
 RANKS = (4, 8, 16, 32, 64)
-PARTS = ("jobs", "cold", "length", "rank", "llama")
+PARTS = ("jobs", "cold", "warm", "length", "rank", "llama")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def plan(rounds: int) -> list[Variant]:
     variants = [alone, *(_swapped(rounds, adapter_dtype=d) for d in ("float32", "bfloat16"))]
     variants += [_ours(rounds, jobs=jobs) for jobs in MANY]
     variants += [_ours(rounds, native=False), _ours(rounds, native=False, exact=False)]
-    variants += [_floor(rounds, MANY), _ours(rounds, "cold", compile=True, steps=1)]
+    variants += [
+        _floor(rounds, MANY),
+        _ours(rounds, "cold", compile=True, steps=1),
+        _ours(rounds, "warm", known=True, steps=1),
+    ]
     for length in LENGTHS:
         steps = max(3, min(16, 10240 // (JOBS * BATCH * length)))
         peer = max(4, min(16, 2560 // (BATCH * length)))

@@ -147,6 +147,16 @@ def _first_step(rows: Rows) -> Spread | None:
     )
 
 
+def _first_step_alone(rows: Rows) -> Spread | None:
+    return Spread.of(
+        by_round(pick(rows, "service", jobs=JOBS), "first_step_alone_seconds").values()
+    )
+
+
+def _warm(rows: Rows) -> Spread | None:
+    return Spread.of(by_round(pick(rows, "ours", part="warm"), "cold_seconds").values())
+
+
 def _predicted(least: bool) -> Callable[[Rows], Spread | None]:
     def value(rows: Rows) -> Spread | None:
         found = [row["least_ratio" if least else "most_ratio"] for row in pick(rows, "memory")]
@@ -222,15 +232,23 @@ FIGURES = [
         unit="share",
     ),
     Figure(
-        "cold start after loading: build the trainer, calibrate",
+        "start after loading, where the base was held before: build the trainer, a step",
         2.0,
-        _cold,
-        "the probe steps; their result is kept beside the base, so a worker's second start is less",
+        _warm,
+        "finding the model's groups and trying each of its layers on the kernels",
         at_most=True,
         unit="seconds",
     ),
     Figure(
-        "the same with the kernels to be compiled first",
+        "the same on another machine: its memory is measured first",
+        20.0,
+        _cold,
+        "three probe steps",
+        at_most=True,
+        unit="seconds",
+    ),
+    Figure(
+        "the same with the kernels to be compiled",
         20.0,
         _first_cold,
         "the compiler",
@@ -238,10 +256,18 @@ FIGURES = [
         unit="seconds",
     ),
     Figure(
-        "from a job's claim to its first step in the books, the last of 8",
+        "from a job's claim to its first step in the books, on an idle worker",
+        1.0,
+        _first_step_alone,
+        "download, tokenising and the step itself",
+        at_most=True,
+        unit="seconds",
+    ),
+    Figure(
+        "the same, the last of 8 that are claimed together",
         1.0,
         _first_step,
-        "download, tokenising, the step under way, and up to a second until a point is written",
+        "the others' step that is under way, and its own beside them: almost a second each",
         at_most=True,
         unit="seconds",
     ),

@@ -47,7 +47,10 @@ class Lease:
         self._step = 0
         self._total: int | None = None
         self._seconds = 0.0
+        self._begun = False
         self._closed = Event()
+        #: cuts the wait for the next renewal short
+        self._stir = Event()
         # In this context, so that what it logs names the job and its tenant.
         keep = copy_context().run
         self._thread = Thread(target=keep, args=(self._keep,), name=f"lease-{job_id}", daemon=True)
@@ -62,6 +65,9 @@ class Lease:
             self._step, self._total = step, total
             self._seconds += float(point["seconds"])
             self._points.append((step, point))
+            if not self._begun:
+                self._begun = True
+                self._stir.set()  # whoever watches sees at once that it trains
             if note is not None:
                 self._notes.append((note, {"step": step, "total_steps": total, **point}))
 
@@ -104,11 +110,16 @@ class Lease:
     def close(self) -> None:
         """Renew no more."""
         self._closed.set()
+        self._stir.set()
         self._thread.join()
 
     def _keep(self) -> None:
         renewed = self._clock.monotonic()
-        while not self._clock.wait(self._closed, _FLUSH_SECONDS):
+        while True:
+            self._clock.wait(self._stir, _FLUSH_SECONDS)
+            if self._closed.is_set():
+                return
+            self._stir.clear()
             due = self._clock.monotonic() - renewed >= self._settings.heartbeat_seconds
             if not (due or self._points):
                 continue

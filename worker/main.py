@@ -178,6 +178,16 @@ class WorkerProcess:
             log=(self.settings.log_level, self.settings.log_format),
         )
         self.link.start()
+        self.supervisor = Supervisor(
+            self.settings,
+            self.database,
+            self.store,
+            self.link,
+            folder,
+            self.id,
+            metrics=self.metrics,
+        )
+        self.supervisor.warm(base)
         while not self.link.ready.wait(0.5):
             if self.stopping.is_set():
                 return
@@ -189,7 +199,7 @@ class WorkerProcess:
         self.state, self.note = "ready", None
         self._report_quietly()
         log.info("worker.ready", base=base.name, queue=self.queue, slots=self.slots)
-        self._consume(folder)
+        self._consume(self.supervisor)
 
     def _fetch(self, base: Base) -> Path | None:
         """The base's folder; tries again while the store is away. None when stopped before."""
@@ -206,19 +216,9 @@ class WorkerProcess:
             self.clock.wait(self.stopping, 5.0)
         return None
 
-    def _consume(self, folder: Path) -> None:
+    def _consume(self, supervisor: Supervisor) -> None:
         """Run Celery in this thread until a warm shutdown."""
-        assert self.link is not None
         assert self.queue is not None
-        self.supervisor = supervisor = Supervisor(
-            self.settings,
-            self.database,
-            self.store,
-            self.link,
-            folder,
-            self.id,
-            metrics=self.metrics,
-        )
         app = make_app(self.settings.broker_url.get_secret_value(), queues=(self.queue,))
         register(app, supervisor)
 

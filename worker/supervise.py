@@ -319,6 +319,15 @@ class Supervisor:
             leases.note(tx, job, told, actor=self.worker_id, level="warn", data={"exact": False})
         return replace(resumed, exact=False)
 
+    def warm(self, base: Base) -> None:
+        """Read what every job needs of the base, so that the first one does not wait for it."""
+        if not (self.base_folder / "tokenizer.json").is_file():
+            return
+        try:
+            self._tokenizer_of(base)
+        except ManyloraError as error:
+            log.warning("worker.no_tokenizer", base=base.name, error=error.message)  # jobs say so
+
     def _tokenizer_of(self, base: Base) -> Tokenizer:
         """The base's tokenizer, read once: it may be hundreds of megabytes, so jobs share it."""
         with self._tokenizer_lock:

@@ -53,6 +53,7 @@ def made_up():
             ("jobs", 8, 400, general),
             ("jobs", 8, 420, {**general, "exact": False}),
             ("cold", 8, 500, {"compile": True}),
+            ("warm", 8, 500, {"known": True}),
             ("llama", 8, 550, {}),
         ):
             mine = {
@@ -92,7 +93,7 @@ def made_up():
     }
     found.append(
         {"what": "service", "round": 0, "jobs": 8, "wall_seconds": 20.0, "sent_seconds": 1.0}
-        | {"alone_seconds": 25.0}
+        | {"alone_seconds": 25.0, "first_step_alone_seconds": 0.5}
         | seconds
     )
     for least, most in ((1.1, 1.2), (0.9, 1.1), (1.0, 1.4)):
@@ -141,7 +142,7 @@ def test_figures_are_ratios_within_a_round():
         "share of the floor, 8 jobs, steady": 0.7,
         "peak memory, 8 jobs, against one Trainer+PEFT process": 0.5,
         "cost of exactness, 8 jobs, steady, without native kernels": 1 - 400 / 420,
-        "the same with the kernels to be compiled first": 1.5,
+        "the same with the kernels to be compiled": 1.5,
         "predicted peak memory by measured, the least of the grid": 0.9,
         "predicted peak memory by measured, the most of the grid": 1.4,
         "the same, a Llama of Gemma's size, steady": 5.5,

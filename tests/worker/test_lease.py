@@ -74,36 +74,43 @@ def test_it_is_renewed_every_heartbeat_and_not_before(held, ledger):
     assert expires(ledger, job_id) > first
 
 
+def test_the_first_step_goes_out_at_once(held, ledger):
+    clock, lease, job_id = held
+    lease.progress(1, 8, POINT)
+    until(lambda: clock.waits == 2)
+    assert clock.now == 0.0
+    assert (ledger.get(job_id).step, ledger.get(job_id).total_steps) == (1, 8)
+
+
 def test_progress_goes_out_within_a_second_and_in_one_piece(held, ledger):
     clock, lease, job_id = held
     lease.progress(1, 8, POINT)
-    lease.progress(2, 8, POINT, "Step 2/8: training loss=1.00")
-    assert ledger.get(job_id).step == 0
+    until(lambda: clock.waits == 2)
+    lease.progress(2, 8, POINT)
+    lease.progress(3, 8, POINT, "Step 3/8: training loss=1.00")
+    assert ledger.get(job_id).step == 1
     clock.turn(1.0)
     job = ledger.get(job_id)
-    assert (job.step, job.total_steps) == (2, 8)
+    assert (job.step, job.total_steps) == (3, 8)
     with ledger.transaction() as tx:
-        assert [m.step for m in events.metrics(tx, job_id)] == [1, 2]
+        assert [m.step for m in events.metrics(tx, job_id)] == [1, 2, 3]
         attempt = jobs.attempts(tx, job_id)[0]
         newest = events.page(tx, ledger.tenant.id, job_id, after=None, limit=1)[0][0]
-    assert (attempt.last_step, attempt.device_seconds) == (2, 1.0)
-    assert (newest.message, newest.type) == ("Step 2/8: training loss=1.00", "metrics")
-    assert newest.data == {"step": 2, "total_steps": 8, **POINT}
+    assert (attempt.last_step, attempt.device_seconds) == (3, 1.5)
+    assert (newest.message, newest.type) == ("Step 3/8: training loss=1.00", "metrics")
+    assert newest.data == {"step": 3, "total_steps": 8, **POINT}
     clock.turn(1.0)
     with ledger.transaction() as tx:
         assert newest.id == events.page(tx, ledger.tenant.id, job_id, after=None, limit=1)[0][0].id
 
 
 def test_a_lease_that_is_gone_says_so_and_writes_no_more(held, ledger):
-    clock, lease, job_id = held
+    _clock, lease, job_id = held
     with ledger.transaction() as tx:
         jobs.cancel(tx, ledger.tenant.id, job_id)
     before = ledger.books(job_id)
     assert not lease.lost.is_set()
     lease.progress(1, 8, POINT, "too late")
-    with clock._moved:
-        clock.now += 1.0
-        clock._moved.notify_all()
     assert lease.lost.wait(30)
     with pytest.raises(LostError):
         lease.flush()
@@ -118,7 +125,7 @@ def test_an_outage_loses_neither_the_lease_nor_what_was_noted(held, ledger, monk
 
     monkeypatch.setattr(leases, "renew", away)
     lease.progress(1, 8, POINT, "first")
-    clock.turn(1.0)
+    until(lambda: clock.waits == 2)
     lease.progress(2, 8, POINT, "second")
     clock.turn(1.0)
     assert not lease.lost.is_set()
