@@ -22,7 +22,7 @@ from torch import Tensor
 import lora_core.forward
 import lora_core.ops.linear
 from bench import measure, models, workload
-from lora_core import AdapterSpec, Examples, Trainer, TrainingJob, memory
+from lora_core import AdapterSpec, Trainer, TrainingJob, memory
 from lora_core.segments import TILE, Layout
 from worker.trainer.load import kernels_in
 
@@ -68,10 +68,11 @@ class _Counter:
 
 def jobs(order: measure.Row) -> list[TrainingJob]:
     """The order's jobs: customer 0, 1, 2 and so on."""
-    kind, folder = order["base"], Path(order["folder"])
+    found = workload.examples(
+        Path(order["folder"]), order["jobs"], order["length"], models.VOCABULARY[order["base"]]
+    )
     made = []
-    for number in range(order["jobs"]):
-        found = workload.rows(folder, number, order["length"], models.VOCABULARY[kind])
+    for number, examples in enumerate(found):
         made.append(
             TrainingJob(
                 f"job{number}",
@@ -81,7 +82,7 @@ def jobs(order: measure.Row) -> list[TrainingJob]:
                     target_modules=workload.TARGETS,
                     seed=number,
                 ),
-                Examples.of([(ids, [True] * len(ids)) for ids in found]),
+                examples,
                 batch_size=order["batch"],
                 learning_rate=workload.RATE,
                 seed=number,

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.measure import OUT, ROOT
+
+if TYPE_CHECKING:
+    from lora_core import Examples
 
 JOBS = 8
 EXAMPLES = 64
@@ -78,6 +84,35 @@ def texts(folder: Path, customer: int, length: int = LENGTH) -> list[str]:
     return [coder.decode(ids) for ids in rows(folder, customer, length)]
 
 
+def examples(folder: Path, customers: int, length: int, vocabulary: int) -> list[Examples]:
+    """The rows of the first customers as the worker's trainer gets them: read from files that
+    another process wrote, for no trainer ever holds a tokenizer."""
+    from lora_core import Examples
+
+    kept = OUT / "examples"
+    paths = [kept / f"{length}-{vocabulary}-{n}.safetensors" for n in range(customers)]
+    if not all(path.is_file() for path in paths):
+        order = json.dumps([str(folder), customers, length, vocabulary])
+        subprocess.run([sys.executable, "-m", "bench.workload", order], cwd=ROOT, check=True)
+    return [Examples.load(path) for path in paths]
+
+
+def _write_examples(folder: Path, customers: int, length: int, vocabulary: int) -> None:
+    from lora_core import Examples
+
+    kept = OUT / "examples"
+    kept.mkdir(parents=True, exist_ok=True)
+    for number in range(customers):
+        found = rows(folder, number, length, vocabulary)
+        path = kept / f"{length}-{vocabulary}-{number}.safetensors"
+        Examples.of([(ids, [True] * len(ids)) for ids in found]).save(path)
+
+
 def batches(found: list[list[int]], batch: int) -> list[list[list[int]]]:
     """A customer's rows, batch by batch, for the peers."""
     return [found[i : i + batch] for i in range(0, len(found), batch)]
+
+
+if __name__ == "__main__":
+    asked, *numbers = json.loads(sys.argv[1])
+    _write_examples(Path(asked), *numbers)

@@ -22,6 +22,8 @@ from lora_core.segments import LONG, Segment, padded_length
 
 #: a prediction is this much over the fit: allocators round and keep
 MARGIN = 1.12
+#: bytes that no probe shows: what the interpreter and an update hold for a moment
+SLACK = 32 << 20
 #: float32 master, gradient and two moments, and the copies the products run on
 _SLOT_BYTES_PER_NUMBER = 16 + 6
 _STATUS = Path("/proc/self/status")
@@ -39,7 +41,7 @@ class Costs:
     def of(self, segments: Iterable[Segment]) -> int:
         """Bytes a micro-batch of these segments takes on top of what is held before it."""
         rows, squares = amounts(segments)
-        return int(MARGIN * (self.fixed + self.row * rows + self.square * squares))
+        return SLACK + int(MARGIN * (self.fixed + self.row * rows + self.square * squares))
 
 
 def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
