@@ -126,7 +126,8 @@ class _Packed(torch.autograd.Function):
         out = query.new_zeros(shape[2], shape[1], value.shape[3])
         kept: list[Tensor] = []
         for bucket in layout.buckets:
-            q, k, v = (_take(each, bucket, key.shape[1]) for each in flat)
+            heads = _Heads.of(bucket, shape[1], key.shape[1])
+            q, k, v = heads.take(flat, bucket)
             if bucket.length > segments.LONG:
                 made = _long(q, k, v, bucket, scale, window, softcap)
                 kept += [q, k, v]
@@ -134,7 +135,7 @@ class _Packed(torch.autograd.Function):
                 p, slope = _weights(q, k, bucket, scale, window, softcap)
                 made = torch.bmm(p, v)
                 kept += [q, k, v, p] if slope is None else [q, k, v, p, slope]
-            out.index_copy_(0, bucket.rows, _give(made, bucket, shape[1]))
+            out[:, heads.queries].index_copy_(0, bucket.rows, _give(made, bucket, heads.count))
         ctx.save_for_backward(*kept)
         ctx.facts = (layout, scale, window, softcap, shape, value.shape)
         return out[None]
@@ -153,19 +154,65 @@ class _Packed(torch.autograd.Function):
             )
         ]
         for bucket in layout.buckets:
+            heads = _Heads.of(bucket, shape[1], value_shape[1])
             q, k, v = kept[:3]
             del kept[:3]
-            do = _take_zero(given, bucket, value_shape[1])
+            do = _take_zero(given[:, heads.queries], bucket, heads.groups)
             if bucket.length > segments.LONG:
                 made = _long_backward(do, q, k, v, bucket, scale, window, softcap)
             else:
                 p = kept.pop(0)
                 slope = kept.pop(0) if softcap is not None else None
                 made = _weights_backward(do, q, k, v, p, slope, scale)
-            for total, part in zip(sums, made, strict=True):
-                total.index_copy_(0, bucket.rows, _give(part, bucket, total.shape[1]))
+            heads.add(sums, made, bucket)
         dq, dk, dv = (total.transpose(0, 1)[None] for total in sums)
         return dq, dk, dv, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads a bucket is for: all of them, keys and values shared within their groups; or one
+    half, where each query head gets keys and values of its own, for the halves' edge may lie
+    within a group."""
+
+    queries: slice
+    groups: int
+    #: of each query head, where it is one half
+    shared: list[int] | None
+
+    @property
+    def count(self) -> int:
+        return int(self.queries.stop - self.queries.start)
+
+    @classmethod
+    def of(cls, bucket: Bucket, heads: int, groups: int) -> _Heads:
+        if bucket.half is None:
+            return cls(slice(0, heads), groups, None)
+        edge = heads // 2
+        own = slice(0, edge) if bucket.half == 0 else slice(edge, heads)
+        shared = [head // (heads // groups) for head in range(own.start, own.stop)]
+        return cls(own, len(shared), shared)
+
+    def take(self, flat: list[Tensor], bucket: Bucket) -> list[Tensor]:
+        """q [K n, G L, E], k and v [K n, L, E] of query, key and value [N, heads, E]."""
+        query, key, value = flat
+        query = query[:, self.queries]
+        if self.shared is not None:
+            key, value = key[:, self.shared], value[:, self.shared]
+        return [_take(each, bucket, self.groups) for each in (query, key, value)]
+
+    def add(self, sums: list[Tensor], made: tuple[Tensor, Tensor, Tensor], bucket: Bucket) -> None:
+        """Put dq, dk, dv where they belong. The two halves' dk and dv add up, in their order."""
+        dq, dk, dv = made
+        rows = bucket.rows
+        sums[0][:, self.queries].index_copy_(0, rows, _give(dq, bucket, self.count))
+        for total, part in zip(sums[1:], (dk, dv), strict=True):
+            given = _give(part, bucket, self.groups)
+            if self.shared is None:
+                total.index_copy_(0, rows, given)
+                continue
+            for own, group in enumerate(self.shared):
+                total[:, group].index_add_(0, rows, given[:, own])
 
 
 def _take(flat: Tensor, bucket: Bucket, groups: int) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ _VECTOR = 32
 _GRAIN = 32768
 #: sequences are put together up to so many rows; a longer one is a segment of its own
 SEGMENT_ROWS = 256
+#: all heads of the attention, not one half
+_ALL = -1
 #: attention runs on sequences padded to one of these, chosen from the sequence alone
 _LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 
@@ -59,6 +62,8 @@ class Segment:
 
     slot: str | None
     sequences: tuple[Sequence, ...]
+    #: tokens that see each other in LongLoRA's shifted attention; None: all of a sequence do
+    group: int | None = None
 
     @cached_property
     def tokens(self) -> int:
@@ -71,19 +76,19 @@ class Segment:
         return -(-self.tokens // ALIGN) * ALIGN
 
 
-def cut(slot: str | None, sequences: Iterable[Sequence]) -> list[Segment]:
+def cut(slot: str | None, sequences: Iterable[Sequence], group: int | None = None) -> list[Segment]:
     """Put sequences together, in order, while they fit into SEGMENT_ROWS."""
     segments: list[Segment] = []
     held: list[Sequence] = []
     size = 0
     for sequence in sequences:
         if held and size + len(sequence.ids) > SEGMENT_ROWS:
-            segments.append(Segment(slot, tuple(held)))
+            segments.append(Segment(slot, tuple(held), group))
             held, size = [], 0
         held.append(sequence)
         size += len(sequence.ids)
     if held:
-        segments.append(Segment(slot, tuple(held)))
+        segments.append(Segment(slot, tuple(held), group))
     return segments
 
 
@@ -119,13 +124,15 @@ class Span:
 @dataclass(frozen=True)
 class Bucket:
     """The n sequences attention takes together: `gather` [n * length] are their rows, padded with
-    each sequence's own first row; `rows` are the real ones, at the places `valid` of them."""
+    each sequence's own first row; `rows` are the real ones, at the places `valid` of them. With a
+    `half`, they are parts of sequences, and only that half of the heads (0 or 1) sees them so."""
 
     length: int
     count: int
     gather: Tensor
     rows: Tensor
     valid: Tensor
+    half: int | None = None
 
 
 @dataclass
@@ -144,7 +151,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         spans, ids, positions, keys, label_rows, labels = [], [], [], [], [], []
-        by_length: dict[int, list[tuple[int, int]]] = {}
+        alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
         start = found = 0
         for segment in self.segments:
             row, before = start, found
@@ -157,7 +164,9 @@ class Layout:
                 label_rows.append(at + row)
                 labels.append(sequence.ids.long()[1:][at])
                 found += len(at)
-                by_length.setdefault(padded_length(length), []).append((row, length))
+                group = segment.group if self.training else None
+                for half, start_at, size in seen_together(length, group):
+                    alike.setdefault((half, padded_length(size)), []).append((row + start_at, size))
                 row += length
             stop = start + (segment.rows if self.padded else segment.tokens)
             spans.append(Span(segment.slot, start, stop, before, found))
@@ -174,7 +183,8 @@ class Layout:
         self.label_rows = torch.cat(label_rows).to(self.device)
         self.labels = torch.cat(labels).to(self.device)
         self.buckets = [
-            self._bucket(length, places) for length, places in sorted(by_length.items())
+            self._bucket(length, places, None if half == _ALL else half)
+            for (half, length), places in sorted(alike.items())
         ]
 
     @property
@@ -182,14 +192,32 @@ class Layout:
         """Real tokens."""
         return sum(segment.tokens for segment in self.segments)
 
-    def _bucket(self, length: int, places: list[tuple[int, int]]) -> Bucket:
+    def _bucket(self, length: int, places: list[tuple[int, int]], half: int | None) -> Bucket:
         starts = torch.tensor([row for row, _ in places])[:, None]
         lengths = torch.tensor([size for _, size in places])[:, None]
         offsets = torch.arange(length)[None]
         real = offsets < lengths
         gather = (starts + torch.where(real, offsets, 0)).flatten().to(self.device)
         valid = real.flatten().nonzero().flatten().to(self.device)
-        return Bucket(length, len(places), gather, gather[valid], valid)
+        return Bucket(length, len(places), gather, gather[valid], valid, half)
+
+
+def seen_together(length: int, group: int | None) -> list[tuple[int, int, int]]:
+    """What of a sequence attends to each other: (half of the heads, or _ALL; start; length).
+
+    With a group, shifted sparse attention ("LongLoRA: Efficient Fine-tuning of Long-Context Large
+    Language Models", Chen et al., 2023): the first half of the heads sees groups of so many
+    tokens, the second half the same groups shifted by half a group. Nothing wraps around: the
+    first half group of the shifted ones, and what is left at the end, stand by themselves. A
+    sequence of at most one group attends to all of itself.
+    """
+    if group is None or length <= group:
+        return [(_ALL, 0, length)]
+    found = []
+    for half, first in ((0, group), (1, group // 2)):
+        edges = [0, *range(first, length, group), length]
+        found += [(half, a, b - a) for a, b in pairwise(edges)]
+    return found
 
 
 def whole_rows(rows: int, widths: tuple[int, ...], threads: int) -> int:

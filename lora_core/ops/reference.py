@@ -49,16 +49,24 @@ def attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    group: int | None = None,
 ) -> Tensor:
     """Causal attention of each sequence alone, head by head, query by query: query [N, H, E], key
-    and value [N, K, E] to [N, H, E]; rows of no sequence give zeros."""
+    and value [N, K, E] to [N, H, E]; rows of no sequence give zeros. With a `group`, LongLoRA's
+    shifted groups of so many tokens, in the sequences that are longer."""
     rows: dict[int, Tensor] = {}
     share = query.shape[1] // key.shape[1]
     for sequence in sequences:
         for at in range(sequence.start, sequence.stop):
-            first = sequence.start if not window else max(sequence.start, at - window + 1)
+            near = sequence.start if not window else max(sequence.start, at - window + 1)
             heads = []
             for head in range(query.shape[1]):
+                first = near
+                if group and sequence.stop - sequence.start > group:
+                    # How far the groups of this head are moved to the right.
+                    moved = 0 if head < query.shape[1] // 2 else group // 2
+                    since = (at - sequence.start - moved) % group
+                    first = max(near, at - since)
                 scores = key[first : at + 1, head // share] @ query[at, head] * scale
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)

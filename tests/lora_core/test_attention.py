@@ -12,10 +12,9 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layout_of(*lengths):
-    return Layout(
-        cut("s", [Sequence(torch.arange(n), torch.ones(n, dtype=torch.bool)) for n in lengths])
-    )
+def layout_of(*lengths, group=None):
+    sequences = [Sequence(torch.arange(n), torch.ones(n, dtype=torch.bool)) for n in lengths]
+    return Layout(cut("s", sequences, group))
 
 
 def run(layout, q, k, v, **options):
@@ -30,10 +29,11 @@ def run(layout, q, k, v, **options):
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("long", [1024, 8])
-def test_equals_the_reference(window, softcap, long, monkeypatch):
+@pytest.mark.parametrize("group", [None, 8, 12])
+def test_equals_the_reference(window, softcap, long, group, monkeypatch):
     monkeypatch.setattr(segments, "LONG", long)
     lengths = (3, 40, 9, 17)
-    layout = layout_of(*lengths)
+    layout = layout_of(*lengths, group=group)
     places, start = [], 0
     for n in lengths:
         places.append(slice(start, start + n))
@@ -43,7 +43,7 @@ def test_equals_the_reference(window, softcap, long, monkeypatch):
     ours = [each.clone().requires_grad_() for each in inputs]
     theirs = [each.clone().requires_grad_() for each in inputs]
     out = run(layout, *ours, scaling=0.4, sliding_window=window, softcap=softcap)
-    expected = reference.attention(*theirs, places, 0.4, window, softcap)
+    expected = reference.attention(*theirs, places, 0.4, window, softcap, group)
     torch.testing.assert_close(out.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
     given = drawn(*out.shape, seed=9)
     out.backward(given)
@@ -53,9 +53,10 @@ def test_equals_the_reference(window, softcap, long, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sequences_bits_do_not_depend_on_the_others(dtype):
+@pytest.mark.parametrize("group", [None, 16])
+def test_a_sequences_bits_do_not_depend_on_the_others(dtype, group):
     lengths = (30, 7, 31, 64, 12, 29)
-    whole = layout_of(*lengths)
+    whole = layout_of(*lengths, group=group)
     q, k, v = (drawn(whole.rows, h, 32, seed=h).to(dtype) for h in (4, 2, 3))
     v = v[:, :2].contiguous()
     leaves = [each.clone().requires_grad_() for each in (q, k, v)]
@@ -64,7 +65,7 @@ def test_a_sequences_bits_do_not_depend_on_the_others(dtype):
     out.backward(given)
     start = 0
     for n in lengths:
-        alone = layout_of(n)
+        alone = layout_of(n, group=group)
         rows = slice(start, start + n)
         start += n
         own = []
