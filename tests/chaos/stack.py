@@ -194,16 +194,19 @@ class Stack:
     # ---- the ways to hurt them
 
     def kill(self, name, number=signal.SIGKILL):
-        """One signal, by default the last, to a part (its whole group, for PostgreSQL has many)."""
-        pid = self.pid(name)
-        if name in SERVERS:
-            self.child(name).backoff = 0.0
-            os.killpg(pid, number)
-        elif pid is not None:
+        """One signal, by default the last, to a part (its whole group, for PostgreSQL has many).
+        One that has just ended by itself is hit once it is back."""
+        while True:
+            pid = self.pid(name)
+            if pid is None:
+                return None
             if name != "trainer":
                 self.child(name).backoff = 0.0
-            os.kill(pid, number)
-        return pid
+            try:
+                (os.killpg if name in SERVERS else os.kill)(pid, number)
+                return pid
+            except ProcessLookupError:
+                until(lambda gone=pid: self.pid(name) != gone, f"{name} to be back")
 
     def freeze(self, name, seconds):
         """SIGSTOP, and SIGCONT after so long: a true zombie when that is beyond the lease."""
