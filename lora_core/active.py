@@ -87,6 +87,7 @@ class Active:
                 Sequence(*job.examples[index], key=rng.seed_of(("row", job.seed, step, place)))
                 for place, index in enumerate(rows)
             ],
+            job.shift_group,
         )
 
 

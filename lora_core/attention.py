@@ -169,11 +169,16 @@ class _Packed(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
+def half_of(heads: int, groups: int) -> int:
+    """How many heads are the first half: whole groups that share keys, where there are more groups
+    than one."""
+    return groups // 2 * (heads // groups) if groups > 1 else heads // 2
+
+
 @dataclass(frozen=True)
 class _Heads:
     """The heads a bucket is for: all of them, keys and values shared within their groups; or one
-    half, where each query head gets keys and values of its own, for the halves' edge may lie
-    within a group."""
+    half, where each query head gets keys and values of its own."""
 
     queries: slice
     groups: int
@@ -188,7 +193,7 @@ class _Heads:
     def of(cls, bucket: Bucket, heads: int, groups: int) -> _Heads:
         if bucket.half is None:
             return cls(slice(0, heads), groups, None)
-        edge = heads // 2
+        edge = half_of(heads, groups)
         own = slice(0, edge) if bucket.half == 0 else slice(edge, heads)
         shared = [head // (heads // groups) for head in range(own.start, own.stop)]
         return cls(own, len(shared), shared)

@@ -22,7 +22,9 @@ class TrainingJob:
     `seed` decides the order of the examples and the dropout, `spec.seed` where the adapter starts.
     `max_grad_norm` may be infinite. With `patience` a job ends after so many evaluations in a row
     that lower its best validation loss by no more than `min_delta`, and its adapter is then, as at
-    its last step, the one that was evaluated best.
+    its last step, the one that was evaluated best. With `shift_group` it trains on LongLoRA's
+    shifted sparse attention, in groups of so many tokens (`segments.seen_together`); evaluations
+    see whole sequences.
 
     Raises: SpecError.
     """
@@ -43,6 +45,7 @@ class TrainingJob:
     eval_every: int | None = None
     patience: int | None = None
     min_delta: float = 0.0
+    shift_group: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.examples) == 0:
@@ -65,6 +68,8 @@ class TrainingJob:
             raise SpecError("patience is at least 1 and needs validation examples")
         if not 0 <= self.min_delta < math.inf:
             raise SpecError(f"min_delta {self.min_delta} is not a number from 0 on")
+        if self.shift_group is not None and (self.shift_group < 2 or self.shift_group % 2):
+            raise SpecError(f"shift_group {self.shift_group} is no even number from 2 on")
 
     @property
     def optimizer_batch(self) -> int:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_core.decoder import linear
+from lora_core.decoder import attend, linear
+from lora_core.decoder.attend import Sequences
 from lora_core.decoder.linear import Cast
 from lora_core.decoder.plan import Layer, Norm
 from lora_core.native.kernels import rows
@@ -22,26 +23,17 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Kept:
     """What the backward of one layer needs: its input x [N, D], the products' outputs, the
-    attention's log-sum-exp [N, H], and each group's s."""
+    attention's log-sum-exps, and each group's s."""
 
     x: Tensor
     qkv: Tensor
     attended: Tensor
-    lse: Tensor
+    sums: list[Tensor]
     projected: Tensor
     middle: Tensor
     gated: Tensor
     fallen: Tensor
     lows: tuple[Tensor | None, ...]
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """First rows and lengths of the sequences, int64 [n], and the rows that are in none."""
-
-    starts: Tensor
-    lengths: Tensor
-    padding: Tensor
 
 
 def forward(
@@ -55,19 +47,7 @@ def forward(
     turned, _, _ = _turned(cast, layer, qkv, angles)
     q, k, v = _parts(layer, turned, qkv)
     attended = rows(count, layer.heads * layer.width)
-    attended.index_fill_(0, sequences.padding, 0)
-    lse = kernels.attend(
-        sequences.starts,
-        sequences.lengths,
-        layer.heads,
-        layer.groups,
-        q,
-        k,
-        v,
-        layer.scale,
-        layer.window,
-        attended,
-    )
+    sums = attend.forward(kernels, _heads(layer), sequences, (q, k, v), attended)
     del turned, q, k
     projected, low_o = linear.forward(cast, layer.o, attended)
     middle = rows(*x.shape)
@@ -86,7 +66,7 @@ def forward(
     else:
         kernels.norm(fallen, layer.after_mlp.weight, layer.after_mlp.eps, out, left=middle)
     lows = (low_qkv, low_o, low_gate, low_down)
-    return out, Kept(x, qkv, attended, lse, projected, middle, gated, fallen, lows)
+    return out, Kept(x, qkv, attended, sums, projected, middle, gated, fallen, lows)
 
 
 def backward(
@@ -112,19 +92,13 @@ def backward(
     inner = rows(*kept.qkv.shape)
     dq, dk, dv = _cut(inner, layer.qkv.sizes)
     inner.index_fill_(0, sequences.padding, 0)
-    kernels.attend_back(
-        sequences.starts,
-        sequences.lengths,
-        layer.heads,
-        layer.groups,
-        attended,
-        kept.attended,
-        q,
-        k,
-        v,
-        kept.lse,
-        layer.scale,
-        layer.window,
+    attend.backward(
+        kernels,
+        _heads(layer),
+        sequences,
+        (attended, kept.attended),
+        (q, k, v),
+        kept.sums,
         (dq, dk, dv),
     )
     raw_q, raw_k, _ = _cut(kept.qkv, layer.qkv.sizes)
@@ -140,6 +114,10 @@ def backward(
         return None
     kernels.norm_back(back, kept.x, before.weight, inverse, normed, left=slope)
     return normed
+
+
+def _heads(layer: Layer) -> attend.Heads:
+    return attend.Heads(layer.heads, layer.groups, layer.width, layer.scale, layer.window)
 
 
 def _mlp_back(cast: Cast, layer: Layer, slope: Tensor, kept: Kept) -> Tensor:

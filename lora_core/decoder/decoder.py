@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_core.decoder import block
+from lora_core.decoder.attend import Sequences
 from lora_core.decoder.linear import Cast
 from lora_core.decoder.plan import Plan
 from lora_core.native.kernels import Kernels, rows
@@ -93,19 +94,7 @@ class _Way:
         self.plan = decoder.plan
         self.layout = layout
         self.cast = Cast(decoder.kernels, layout, slots)
-        starts, lengths = [], []
-        for span, segment in zip(layout.spans, layout.segments, strict=True):
-            row = span.start
-            for sequence in segment.sequences:
-                starts.append(row)
-                lengths.append(len(sequence.ids))
-                row += len(sequence.ids)
-        inside = torch.zeros(layout.rows, dtype=torch.bool)
-        for start, length in zip(starts, lengths, strict=True):
-            inside[start : start + length] = True
-        self.sequences = block.Sequences(
-            torch.tensor(starts), torch.tensor(lengths), (~inside).nonzero().flatten()
-        )
+        self.sequences = Sequences.of(layout)
         self.kept: list[block.Kept] = []
         self.angles: dict[str, tuple[Tensor, Tensor]] = {}
 

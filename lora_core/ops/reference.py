@@ -64,7 +64,7 @@ def attention(
                 first = near
                 if group and sequence.stop - sequence.start > group:
                     # How far the groups of this head are moved to the right.
-                    moved = 0 if head < query.shape[1] // 2 else group // 2
+                    moved = 0 if head < query.shape[1] // 2 else group // 2  # K is 1 or even
                     since = (at - sequence.start - moved) % group
                     first = max(near, at - since)
                 scores = key[first : at + 1, head // share] @ query[at, head] * scale

@@ -24,6 +24,7 @@ def test_steps():
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"eval_every": 0}, "eval_every"),
+        ({"shift_group": 7}, "no even number"),
     ],
 )
 def test_jobs_that_cannot_be(bad, words):

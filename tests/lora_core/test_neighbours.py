@@ -36,6 +36,7 @@ def drawn_job(draw, name, kind):
         weight_decay=draw.choice((0.0, 0.1)),
         max_grad_norm=draw.choice((0.1, 1.0)),
         examples=examples(seed, count=draw.randint(2, 7), longest=draw.choice((6, 24, 70))),
+        shift_group=draw.choice((None, None, 8, 20)),
         spec_r=draw.choice((1, 3, 8)),
         spec_rslora=draw.random() < 0.3,
         spec_dropout=draw.choice((0.0, 0.1, 0.0, 0.4)),

@@ -13,7 +13,7 @@ def jobs(dropout):
     """Three jobs of different rank, length and targets."""
     return [
         job("a", 1, spec_r=3, spec_dropout=dropout, batch_size=5),
-        job("b", 2, spec_r=40, spec_target_modules=("q_proj", "down_proj")),
+        job("b", 2, spec_r=40, spec_target_modules=("q_proj", "down_proj"), shift_group=8),
         job("c", 3, spec_r=8, spec_dropout=dropout / 2, spec_target_modules=r".*(up|o|v)_proj"),
     ]
 
