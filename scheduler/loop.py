@@ -73,9 +73,15 @@ class Scheduler:
         settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
-            self.contact.saw(self.clock.monotonic(), *times(tx))
+            now = self.clock.monotonic()
+            self.contact.saw(now, *times(tx))
             settled = self.contact.settled
-            rescued = leases.rescue(tx, leases=settled, most_failures=settings.most_failures_lost)
+            rescued = leases.rescue(
+                tx,
+                leases=settled,
+                only=self.contact.silent(now, leases.held(tx)),
+                most_failures=settings.most_failures_lost,
+            )
             again = leases.resend(tx, resend_seconds=settings.resend_seconds)
             owners = tenants.of_jobs(tx, rescued)
         for job_id in rescued:

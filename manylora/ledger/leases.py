@@ -3,7 +3,8 @@ decides liveness, and it is the database's time. The guards stand in `moves.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -256,17 +257,35 @@ def preempt(
     )
 
 
+def held(tx: Session) -> list[tuple[str, int, datetime | None]]:
+    """(job, attempt, end) of every lease there is."""
+    rows = tx.execute(
+        select(Job.id, Job.attempt, Attempt.lease_expires_at)
+        .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
+        .where(Job.state == JobState.RUNNING)
+    )
+    return [(job_id, attempt, end) for job_id, attempt, end in rows]
+
+
 def rescue(
-    tx: Session, *, limit: int = 100, leases: bool = True, most_failures: int | None = None
+    tx: Session,
+    *,
+    limit: int = 100,
+    leases: bool = True,
+    only: Collection[tuple[str, int]] | None = None,
+    most_failures: int | None = None,
 ) -> list[str]:
     """Take back what nobody holds: expired leases, wake-ups past their deadline, open books of
     attempts whose job has moved on. Returns the ids of the jobs that are queued again.
 
     Without `leases`, leases are let be, expired or not: so soon after the database or the
-    scheduler was away, workers have not had the time to renew.
+    scheduler was away, workers have not had the time to renew. With `only`, no lease but those of
+    these jobs and attempts is taken.
     """
     back: list[str] = []
     for job_id, attempt, _ in _candidates(tx, "rescue", limit) if leases else ():
+        if only is not None and (job_id, attempt) not in only:
+            continue
         if _count(
             tx,
             job_id,

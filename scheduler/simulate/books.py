@@ -5,7 +5,7 @@ A conformance suite plays the same histories on these and on PostgreSQL and comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from manylora.errors import LostError, StateError
 from manylora.ledger.moves import (
@@ -161,10 +161,26 @@ class Books(Rows):
             most_preemptions=most_preemptions,
         )
 
-    def rescue(self, *, leases: bool = True, most_failures: int | None = None) -> list[str]:
+    def held(self) -> list[tuple[str, int, float]]:
+        """As `leases.held`."""
+        return [
+            (job_id, job["attempt"], self.attempts[job_id, job["attempt"]]["lease_expires_at"])
+            for job_id, job in self.jobs.items()
+            if job["state"] == JobState.RUNNING and (job_id, job["attempt"]) in self.attempts
+        ]
+
+    def rescue(
+        self,
+        *,
+        leases: bool = True,
+        only: Collection[tuple[str, int]] | None = None,
+        most_failures: int | None = None,
+    ) -> list[str]:
         """As `leases.rescue`."""
         back = []
         for job_id, attempt, _ in self._candidates("rescue") if leases else ():
+            if only is not None and (job_id, attempt) not in only:
+                continue
             if self._count(
                 job_id,
                 attempt,

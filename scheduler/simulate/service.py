@@ -62,7 +62,11 @@ class Scheduler(Process):
         world = self.world
         up = world.now - world.database_started
         self.contact.saw(world.now, world.database_time(), up)
-        self.books.rescue(leases=self.contact.settled, most_failures=MOST_FAILURES["lost"])
+        self.books.rescue(
+            leases=self.contact.settled,
+            only=self.contact.silent(world.now, self.books.held()),
+            most_failures=MOST_FAILURES["lost"],
+        )
         return self.books.resend(resend=RESEND)
 
     def _look(self) -> Snapshot:

@@ -63,3 +63,13 @@ def test_a_database_started_anew_between_two_rounds_is_noticed():
     assert not contact.settled
     contact.saw(161, 161, 60.5)
     assert contact.settled
+
+
+def test_a_lease_is_silent_once_its_end_has_stood_still_for_a_ttl_of_ours():
+    contact = Contact(60)
+    assert contact.silent(0, [("a", 1, 50), ("b", 1, 50)]) == set()
+    assert contact.silent(59, [("a", 1, 50), ("b", 1, 110)]) == set()
+    assert contact.silent(60, [("a", 1, 50), ("b", 1, 110)]) == {("a", 1)}
+    assert contact.silent(61, [("a", 2, 50), ("b", 1, 90)]) == set(), "another attempt, another end"
+    assert contact.silent(100, []) == set()
+    assert contact.silent(121, [("a", 2, 50)]) == set(), "it was gone in between"
