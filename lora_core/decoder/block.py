@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_core.decoder import linear
-from lora_core.decoder.linear import Cast
+from lora_core.decoder.linear import Cast, Trace
 from lora_core.decoder.plan import Layer, Norm
 from lora_core.native.kernels import rows
 
@@ -22,7 +22,7 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Kept:
     """What the backward of one layer needs: its input x [N, D], the products' outputs, the
-    attention's log-sum-exp [N, H], and each group's s."""
+    attention's log-sum-exp [N, H], and each group's trace."""
 
     x: Tensor
     qkv: Tensor
@@ -32,7 +32,7 @@ class Kept:
     middle: Tensor
     gated: Tensor
     fallen: Tensor
-    lows: tuple[Tensor | None, ...]
+    lows: tuple[Trace | None, ...]
 
 
 @dataclass(frozen=True)
