@@ -21,6 +21,7 @@ from lora_core.optim import AdamW
 from lora_core.schedule import learning_rate
 from lora_core.segments import Segment, Sequence, cut
 from lora_core.state import Best, State
+from lora_core.variants.loraplus import paces
 from lora_core.weights import SlotWeights
 
 
@@ -64,6 +65,7 @@ class Active:
             self.weights.master,
             weight_decay=self.job.weight_decay,
             low=self.weights.low,
+            paces=paces(self.weights.places, self.job.spec.loraplus_lr_ratio),
             kernels=kernels,
         )
 
@@ -188,6 +190,7 @@ def update(active: Active, tally: Tally) -> StepReport:
     last = active.weights.master.clone() if step == job.total_steps else None
     error = None
     norm = math.nan
+    active.weights.gather()
     if not math.isfinite(tally.loss):
         error = DivergedError(step, "loss")
     else:

@@ -32,6 +32,8 @@ class Budget:
         self.halvings = 0
         #: what is held without any slot
         self.idle = 0
+        #: bytes a row of a slot keeps for the backward, beyond those of the base
+        self.keeps: dict[str, int] = {}
         #: the micro-batch at work
         self.part: list[Segment] = []
         self._forward = forward
@@ -86,9 +88,9 @@ class Budget:
         if self.costs is None:
             return
         model = self._forward.model
-        numbers = memory.numbers_of(model, job.spec.r, targets(model, job.spec))
-        need = self.idle + memory.slot_bytes(numbers, job.patience is not None)
-        need += max(self.costs.of([segment]) for segment in segments)
+        size = memory.size_of(model, job.spec, targets(model, job.spec))
+        need = self.idle + memory.slot_bytes(size, job.patience is not None)
+        need += max(self.costs.of([each]) + size.keeps * each.rows for each in segments)
         if need > self.limit:
             raise MemoryLimitError(
                 f"the longest example ({max(s.tokens for s in segments)} tokens) needs "
@@ -103,18 +105,23 @@ class Budget:
         if not self._forward.fused:
             return [[segment] for segment in segments]
         rows = min(self.tokens, self._reduced or self.tokens)
-        costs = self.costs
-        if costs is None:
+        if self.costs is None:
             return micro_batches(segments, rows)
         room = self.limit - self.idle - slots
-        return micro_batches(segments, rows, lambda part: costs.of(part) <= room)
+        return micro_batches(segments, rows, lambda part: self._takes(part) <= room)
 
     def most(self, segments: list[Segment], slots: int) -> int | None:
         """Bytes that will be held at most while these are taken; None before `calibrate`."""
         if self.costs is None:
             return None
-        taken = (self.costs.of(part) for part in self.parts(segments, slots))
+        taken = (self._takes(part) for part in self.parts(segments, slots))
         return self.idle + slots + max(taken, default=0)
+
+    def _takes(self, part: list[Segment]) -> int:
+        """Bytes of one micro-batch."""
+        assert self.costs is not None
+        own = sum(self.keeps.get(each.slot or "", 0) * each.rows for each in part)
+        return self.costs.of(part) + own
 
     def relieved(self, error: BaseException) -> bool:
         """After an error in `part`: whether trying again with fewer rows at once is worth while.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_core.errors import LoraError, SpecError, TargetError
 from lora_core.layer import Focus, LoraLinear
 from lora_core.spec import ALL_LINEAR, AdapterSpec
+from lora_core.variants import qalora
 
 
 def layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -39,7 +40,7 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
     "all-linear" is every candidate; a tuple takes names and name endings; any other string is a
     regular expression for the whole name. Raises: TargetError naming what there is (also for a
     tuple that asks for the output head, which stays frozen), SpecError for a rank larger than a
-    layer.
+    layer or groups that do not part its inputs.
     """
     known = candidates(model)
     wanted = spec.target_modules
@@ -65,6 +66,9 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
         rows, columns = _shape(known[name])
         if spec.r > min(rows, columns):
             raise SpecError(f"rank {spec.r} is larger than the layer {name} ({rows} x {columns})")
+        if spec.qalora_group_size is not None:
+            inputs = rows if _is_conv1d(getattr(known[name], "base", known[name])) else columns
+            qalora.check(name, inputs, spec.r, spec.qalora_group_size)
     return hit
 
 

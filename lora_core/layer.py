@@ -4,7 +4,8 @@
                   └─ A [R, D] ─ B [O, R] ─ × scaling ─┘
 
 B rows, T tokens, D width in, O width out, R rank. Masters A and B are float32; the product runs
-in the base's dtype. By itself a layer works for one slot, the one in the `Focus` all layers of a
+in the base's dtype. A variant (`variants/`) may have further parameters, or run as an A and B that
+are made of its own. By itself a layer works for one slot, the one in the `Focus` all layers of a
 model share. In a fused step the focus holds the step's `Work` instead, and the layer's group
 (`group.py`) makes the product for all slots. Putting layers into a model is `inject.py`'s, folding
 them into weights `merge.py`'s.
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from lora_core import rng
 from lora_core.spec import AdapterSpec
+from lora_core.variants import dora, learnable_scaling, qalora
 
 if TYPE_CHECKING:
     from lora_core.group import LinearGroup
@@ -58,6 +60,8 @@ class LoraLinear(nn.Module):
         )
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
+        self.lora_gain = nn.ParameterDict()
+        self.lora_magnitude = nn.ParameterDict()
         self.specs: dict[str, AdapterSpec] = {}
         self.dropout_key = rng.seed_of(("dropout", name))
         self.group: LinearGroup | None = None
@@ -77,26 +81,65 @@ class LoraLinear(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
+    @property
+    def rows(self) -> Tensor:
+        """The base's own weight as [O, D], whatever way round it is kept."""
+        return self.weight.T if self.transposed else self.weight
+
     def add(self, slot: str, spec: AdapterSpec) -> None:
-        """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5), zero B [O, R], both
-        float32; A depends on (spec.seed, the layer's name) alone."""
+        """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5; QA-LoRA's is
+        [R, D / group]), zero B [O, R], a gain of 1, the magnitudes [O] of the weight's own rows;
+        all float32. A depends on (spec.seed, the layer's name) alone."""
         device = self.weight.device
-        bound = 1.0 / math.sqrt(self.in_features)
-        drawn = rng.uniform(("init", spec.seed, self.name), (spec.r, self.in_features))
+        inputs = self.in_features // (spec.qalora_group_size or 1)
+        bound = 1.0 / math.sqrt(inputs)
+        drawn = rng.uniform(("init", spec.seed, self.name), (spec.r, inputs))
         a = (drawn * 2 - 1) * bound
         self.lora_A[slot] = nn.Parameter(a.to(device))
         self.lora_B[slot] = nn.Parameter(torch.zeros(self.out_features, spec.r, device=device))
+        if spec.learnable_scaling:
+            start = torch.full((1,), learnable_scaling.START, device=device)
+            self.lora_gain[slot] = nn.Parameter(start)
+        if spec.dora:
+            self.lora_magnitude[slot] = nn.Parameter(dora.lengths(self.rows))
         self.specs[slot] = spec
 
     def remove(self, slot: str) -> None:
         """Empty a slot."""
         if slot in self.specs:
-            del self.lora_A[slot], self.lora_B[slot], self.specs[slot]
+            for held in self._held().values():
+                if slot in held:
+                    del held[slot]
+            del self.specs[slot]
+
+    def parameters_of(self, slot: str) -> dict[str, nn.Parameter]:
+        """What is trained in a slot: A, B, and a variant's gain or magnitude."""
+        return {part: held[slot] for part, held in self._held().items() if slot in held}
+
+    def effective(self, slot: str) -> tuple[Tensor, Tensor]:
+        """A [R, D] and B [O, R] as they run, whatever they are made of."""
+        a, b, spec = self.lora_A[slot], self.lora_B[slot], self.specs[slot]
+        if spec.qalora_group_size is not None:
+            a = qalora.spread(a, spec.qalora_group_size)
+        if slot in self.lora_gain:
+            b = learnable_scaling.spread(b, self.lora_gain[slot])
+        return a, b
 
     def delta(self, slot: str) -> Tensor:
         """scaling * B A in the layout of the base's weight ([O, D], Conv1D [D, O]), float32."""
-        product: Tensor = self.specs[slot].scaling * (self.lora_B[slot] @ self.lora_A[slot])
+        a, b = self.effective(slot)
+        product: Tensor = self.specs[slot].scaling * (b @ a)
         return product.T if self.transposed else product
+
+    def merged(self, slot: str) -> Tensor:
+        """The whole weight with the slot's adapter in it, float32, in the layout of the base's."""
+        weight, delta = self.weight.detach().float(), self.delta(slot)
+        if slot not in self.lora_magnitude:
+            return weight + delta
+        magnitude = self.lora_magnitude[slot]
+        if self.transposed:
+            return dora.merged(weight.T, delta.T, magnitude).T
+        return dora.merged(weight, delta, magnitude)
 
     def forward(self, x: Tensor) -> Tensor:
         """base(x) + scaling * (x A^T) B^T; x [..., D] to [..., O]."""
@@ -106,5 +149,20 @@ class LoraLinear(nn.Module):
         slot = self.focus.slot
         if slot is None or slot not in self.specs:
             return y
-        low = F.linear(x, self.lora_A[slot].to(x.dtype))
-        return y + F.linear(low, self.lora_B[slot].to(x.dtype)) * self.specs[slot].scaling
+        scaling = self.specs[slot].scaling
+        a, b = (part.to(x.dtype) for part in self.effective(slot))
+        shift = F.linear(F.linear(x, a), b) * scaling
+        if slot not in self.lora_magnitude:
+            return y + shift
+        inner = shift + (y if self.bias is None else y - self.bias)
+        rows = self.rows.detach()
+        length = dora.lengths_with(dora.lengths(rows), rows, a.detach(), b.detach(), scaling)
+        return dora.turned(y + shift, inner, self.lora_magnitude[slot] / length - 1.0)
+
+    def _held(self) -> dict[str, nn.ParameterDict]:
+        return {
+            "A": self.lora_A,
+            "B": self.lora_B,
+            "gain": self.lora_gain,
+            "magnitude": self.lora_magnitude,
+        }

@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lora_core.layer import LoraLinear
 from lora_core.segments import LONG, Segment, padded_length
+from lora_core.spec import AdapterSpec
 
 #: a prediction is this much over the fit: allocators round and keep
 MARGIN = 1.12
@@ -26,6 +28,8 @@ MARGIN = 1.12
 SLACK = 32 << 20
 #: float32 master, gradient and two moments, and the copies the products run on
 _SLOT_BYTES_PER_NUMBER = 16 + 6
+#: a variant's own A or B and its gradient, both float32 at most
+_COPY_BYTES_PER_NUMBER = 8
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -54,9 +58,49 @@ def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
     return rows, squares
 
 
-def slot_bytes(numbers: int, keeps_best: bool = False) -> int:
-    """What a slot of so many trainable numbers holds; a job with patience keeps its best, too."""
-    return numbers * (_SLOT_BYTES_PER_NUMBER + (4 if keeps_best else 0))
+@dataclass(frozen=True)
+class Size:
+    """What an adapter is made of: trainable `numbers`; numbers in `copies` that its variant runs on
+    beside them; and the bytes that each of its rows `keeps` for the backward."""
+
+    numbers: int
+    copies: int = 0
+    keeps: int = 0
+
+
+def size_of(model: nn.Module, spec: AdapterSpec, names: Iterable[str]) -> Size:
+    """The size of an adapter of that spec on those layers."""
+    numbers = copies = keeps = 0
+    groups: set[int] = set()
+    for name in names:
+        layer = model.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        carrier = layer if isinstance(layer, LoraLinear) else None
+        rows, columns = weight.shape
+        turned = carrier.transposed if carrier else type(layer).__name__ == "Conv1D"
+        out, inside = (columns, rows) if turned else (rows, columns)
+        numbers += spec.r * (out + inside // (spec.qalora_group_size or 1))
+        if spec.qalora_group_size is not None:
+            copies += spec.r * inside
+        if spec.learnable_scaling:
+            numbers += 1
+            copies += spec.r * out
+        if spec.dora:
+            numbers += out
+            copies += 2 * out
+            group = carrier.group if carrier else None
+            if group is None or id(group) not in groups:
+                width = group.out_features if group else out
+                keeps += width * weight.element_size()
+                groups.add(id(group))
+    return Size(numbers, copies, keeps)
+
+
+def slot_bytes(size: Size, keeps_best: bool = False) -> int:
+    """What a slot of that size holds; a job with patience keeps its best, too."""
+    each = _SLOT_BYTES_PER_NUMBER + (4 if keeps_best else 0)
+    return size.numbers * each + size.copies * _COPY_BYTES_PER_NUMBER
 
 
 def fit(points: Sequence[tuple[int, int, int]]) -> Costs:
@@ -103,17 +147,6 @@ def available(device: torch.device) -> int:
     if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
         sizes.append(int(text))
     return min(sizes)
-
-
-def numbers_of(model: nn.Module, r: int, names: Iterable[str]) -> int:
-    """Trainable numbers of an adapter of rank r on those layers."""
-    total = 0
-    for name in names:
-        layer = model.get_submodule(name)
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        total += r * sum(weight.shape)
-    return total
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -14,8 +14,8 @@ _KEPT = "_unmerged"
 
 
 def merge(model: nn.Module, slot: str = "default") -> None:
-    """W += scaling * B A in every layer of the slot; the sum is taken in float32 and rounded once
-    to the weight's dtype.
+    """Put the slot's adapter into the weight of each of its layers (`LoraLinear.merged`: for all
+    but DoRA W + scaling * B A); taken in float32 and rounded once to the weight's dtype.
 
     The weights as they were are kept (a full copy) for `unmerge`. Raises: LoraError when an
     adapter is merged already or when no layer has the slot.
@@ -30,7 +30,7 @@ def merge(model: nn.Module, slot: str = "default") -> None:
         for layer in hit:
             original = layer.weight.detach().clone()
             setattr(layer, _KEPT, original)
-            layer.weight.copy_((original.float() + layer.delta(slot)).to(original.dtype))
+            layer.weight.copy_(layer.merged(slot).to(original.dtype))
     focus.merged, focus.slot = slot, None
 
 

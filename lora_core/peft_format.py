@@ -1,7 +1,8 @@
 """The PEFT format on disk: `adapter_config.json` and `adapter_model.safetensors`.
 
 The weights file holds weights and nothing that names the job: equal training gives equal bytes.
-Loads what PEFT saved, too; refuses what vLLM refuses (DoRA, biases, extra modules) and pickles.
+A learnable scaling's gain is folded into B; DoRA and QA-LoRA are laid out as PEFT lays them out.
+Loads what PEFT saved, too; refuses biases, extra modules and pickles.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 
 from lora_core.errors import FormatError
 from lora_core.inject import candidates, eject, focus_of, inject, layers
+from lora_core.layer import LoraLinear
 from lora_core.spec import AdapterSpec
+from lora_core.variants import learnable_scaling
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MAGNITUDE = "lora_magnitude_vector"
 _REFUSED = (
-    "use_dora",
-    "use_qalora",
     "lora_bias",
     "modules_to_save",
     "rank_pattern",
@@ -49,10 +51,12 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     base_model_name: str | None = None,
 ) -> None:
-    """Write a slot's adapter as PEFT and vLLM load it: A [R, in], B [out, R] per layer.
+    """Write a slot's adapter as PEFT and vLLM load it: A [R, in] (QA-LoRA [R, in / group]),
+    B [out, R] per layer, and with DoRA the magnitudes [out], which no reader but PEFT knows.
 
-    `dtype` defaults to bf16 for a bf16 base and to float32 for any other. Equal weights give
-    equal bytes. Raises: FormatError when no layer has the slot, OSError.
+    `dtype` defaults to bf16 for a bf16 base and to float32 for any other; magnitudes stay float32,
+    for what is learnt of them is less than bf16 can tell. Equal weights give equal bytes.
+    Raises: FormatError when no layer has the slot, OSError.
     """
     hit = {n: layer for n, layer in layers(model).items() if slot in layer.specs}
     if not hit:
@@ -62,9 +66,10 @@ def save_adapter(
     chosen = dtype or (torch.bfloat16 if half else torch.float32)
     tensors = {}
     for name, layer in sorted(hit.items()):
-        for part, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            value = held[slot].detach().to(device="cpu", dtype=chosen)
-            tensors[f"{_PREFIX}{name}.{part}.weight"] = value.contiguous()
+        for key, value in _parts(layer, slot).items():
+            kept = torch.float32 if key == _MAGNITUDE else chosen
+            made = value.detach().to(device="cpu", dtype=kept)
+            tensors[f"{_PREFIX}{name}.{key}"] = made.contiguous()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -123,7 +128,10 @@ def to_peft_config(
     alpha = float(spec.alpha)
     wanted = spec.target_modules
     own = wanted if isinstance(wanted, str) else sorted(wanted)
+    grouped = spec.qalora_group_size
+    qalora = {} if grouped is None else {"use_qalora": True, "qalora_group_size": grouped}
     return {
+        **qalora,
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_name,
@@ -132,7 +140,7 @@ def to_peft_config(
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": spec.dropout,
         "use_rslora": spec.rslora,
-        "use_dora": False,
+        "use_dora": spec.dora,
         "bias": "none",
         "lora_bias": False,
         "init_lora_weights": True,
@@ -169,6 +177,10 @@ def from_peft_config(config: dict[str, Any]) -> AdapterSpec:
             dropout=float(config.get("lora_dropout") or 0.0),
             target_modules=wanted if isinstance(wanted, str) else tuple(sorted(wanted)),
             rslora=bool(config.get("use_rslora", False)),
+            dora=bool(config.get("use_dora", False)),
+            qalora_group_size=int(config["qalora_group_size"])
+            if config.get("use_qalora")
+            else None,
         )
     except (KeyError, TypeError) as error:
         raise FormatError(f"{CONFIG} lacks a usable field: {error}") from error
@@ -180,14 +192,27 @@ def _fill(model: nn.Module, hit: list[str], slot: str, tensors: dict[str, Tensor
     with torch.no_grad():
         for name in hit:
             layer = present[name]
-            for part, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-                key = f"{_PREFIX}{name}.{part}.weight"
-                if key not in tensors or tensors[key].shape != held[slot].shape:
-                    raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(held[slot].shape)}")
-                held[slot].copy_(tensors[key])
+            for part, own in _parts(layer, slot).items():
+                key = f"{_PREFIX}{name}.{part}"
+                if key not in tensors or tensors[key].shape != own.shape:
+                    raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(own.shape)}")
+                own.copy_(tensors[key])
                 left.discard(key)
     if left:
         raise FormatError(f"{WEIGHTS} holds tensors of no target: {min(left)}")
+
+
+def _parts(layer: LoraLinear, slot: str) -> dict[str, Tensor]:
+    """A slot's tensors by the last parts of their keys; the parameters themselves, unless a gain
+    is folded into B."""
+    parts = layer.parameters_of(slot)
+    b: Tensor = parts["B"]
+    if "gain" in parts:
+        b = learnable_scaling.spread(b, parts["gain"])
+    found: dict[str, Tensor] = {"lora_A.weight": parts["A"], "lora_B.weight": b}
+    if "magnitude" in parts:
+        found[_MAGNITUDE] = parts["magnitude"]
+    return found
 
 
 def _shortest(model: nn.Module, hit: set[str]) -> list[str]:

@@ -3,7 +3,7 @@ Values only: no weights, no file format.
 
 LoRA: "LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2021), W x + (alpha/r) B A x.
 rsLoRA: "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski, 2023),
-alpha / sqrt(r).
+alpha / sqrt(r). The other variants' papers are named in `variants/`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class AdapterSpec:
     """An adapter's shape. `target_modules` as in PEFT: "all-linear" (every linear layer but the
     output head), a tuple of names or name endings, or one regular expression.
 
+    `dora`: DoRA, a magnitude for each output; `learnable_scaling`: a trainable factor beside the
+    scaling of each layer; `qalora_group_size`: QA-LoRA's adapter on means of so many inputs;
+    `loraplus_lr_ratio`: LoRA+, B's learning rate over A's.
+
     Raises: SpecError.
     """
 
@@ -30,6 +34,10 @@ class AdapterSpec:
     target_modules: str | tuple[str, ...] = ALL_LINEAR
     rslora: bool = False
     seed: int = 0
+    dora: bool = False
+    learnable_scaling: bool = False
+    qalora_group_size: int | None = None
+    loraplus_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -40,6 +48,20 @@ class AdapterSpec:
             raise SpecError(f"dropout {self.dropout} is not in [0, 1)")
         if not self.target_modules:
             raise SpecError("target_modules is empty")
+        if self.qalora_group_size is not None and self.qalora_group_size < 2:
+            raise SpecError(f"qalora_group_size {self.qalora_group_size} is less than 2")
+        if not 0 < self.loraplus_lr_ratio < math.inf:
+            raise SpecError(f"loraplus_lr_ratio {self.loraplus_lr_ratio} is not a positive number")
+        if self.dora and self.qalora_group_size is not None:
+            raise SpecError(
+                "DoRA and QA-LoRA cannot be one adapter: DoRA scales whole rows of the base, and "
+                "QA-LoRA's point is that merging leaves the quantised base's numbers as they are"
+            )
+        if self.dora and self.learnable_scaling:
+            raise SpecError(
+                "DoRA with a learnable scaling has two parameters for one thing: its magnitudes "
+                "learn the scale of every row already"
+            )
 
     @property
     def scaling(self) -> float:

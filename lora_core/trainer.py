@@ -114,7 +114,7 @@ class Trainer:
             self.budget.admit(job)
             try:
                 inject(self.model, job.spec, _name(free))
-                weights = SlotWeights(self.model, _name(free))
+                weights = SlotWeights(self.model, _name(free), self._forward.kernels)
                 active = Active(job, free, weights, kernels=self._forward.kernels)
                 if state is not None:
                     restore(active, state)
@@ -124,6 +124,7 @@ class Trainer:
                     raise MemoryLimitError(f"memory ran out as {job.job_id} joined") from error
                 raise
             self._active[job.job_id] = active
+            self.budget.keeps[active.slot] = weights.size.keeps
             return free
 
     def leave(self, job_id: str) -> None:
@@ -266,7 +267,7 @@ class Trainer:
         """What the slots hold. Counted and not asked of the system, for an allocator keeps what
         was freed and uses it again."""
         return sum(
-            memory.slot_bytes(a.weights.master.numel(), a.job.patience is not None)
+            memory.slot_bytes(a.weights.size, a.job.patience is not None)
             for a in self._active.values()
         )
 
@@ -297,7 +298,7 @@ class Trainer:
         held = {active.slot: active.weights for active in going}
         due = {active.slot for active in going if _accuracy_due(active)}
         for active in going:
-            active.weights.grad.zero_()
+            active.weights.zero()
         for part in self._parts([s for own in segments.values() for s in own]):
             self.budget.part = part
             self._take(part, held, tallies, due)
@@ -370,7 +371,7 @@ class Trainer:
                 continue
             if not any(name in layer.specs for layer in layers(self.model).values()):
                 raise SpecError(f"no layer has a slot {name!r}")
-            held[name] = SlotWeights(self.model, name)
+            held[name] = SlotWeights(self.model, name, self._forward.kernels)
         return {name: held[name] for name in names}
 
     def _get(self, job_id: str) -> Active:

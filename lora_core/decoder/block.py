@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_core.decoder import attend, linear
 from lora_core.decoder.attend import Sequences
-from lora_core.decoder.linear import Cast
+from lora_core.decoder.linear import Cast, Trace
 from lora_core.decoder.plan import Layer, Norm
 from lora_core.native.kernels import rows
 
@@ -23,7 +23,7 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Kept:
     """What the backward of one layer needs: its input x [N, D], the products' outputs, the
-    attention's log-sum-exps, and each group's s."""
+    attention's log-sum-exps, and each group's trace."""
 
     x: Tensor
     qkv: Tensor
@@ -33,7 +33,7 @@ class Kept:
     middle: Tensor
     gated: Tensor
     fallen: Tensor
-    lows: tuple[Tensor | None, ...]
+    lows: tuple[Trace | None, ...]
 
 
 def forward(

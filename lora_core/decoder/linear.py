@@ -4,7 +4,7 @@
     backward  t = scale dy B                 dx = dy W + drop(t A)
               dB += dy^T s                   dA += t^T drop(x)
 
-The oracle is `ops/reference.py`. N rows, D in, O out, R ranks.
+DoRA's share of it is in `dora.py`. The oracle is `ops/reference.py`. N rows, D in, O out, R ranks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lora_core.decoder import dora
 from lora_core.group import LinearGroup
 from lora_core.layer import LoraLinear
 from lora_core.native.kernels import Extra, Kernels, rows
@@ -60,8 +61,16 @@ class Cast:
         return plain, dropping
 
 
-def forward(cast: Cast, group: LinearGroup, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """y [N, O] for x [N, D], and s [N, R] for the way back (None: no adapter is on the group)."""
+@dataclass
+class Trace:
+    """What a group's backward needs beside its input: s [N, R], and DoRA's u of each piece."""
+
+    s: Tensor
+    inners: list[Tensor | None]
+
+
+def forward(cast: Cast, group: LinearGroup, x: Tensor) -> tuple[Tensor, Trace | None]:
+    """y [N, O] for x [N, D], and what the way back needs (None: no adapter is on the group)."""
     y = rows(cast.layout.rows, group.out_features)
     plain, dropping = cast.pieces(group)
     found = [*plain, *dropping]
@@ -84,23 +93,30 @@ def forward(cast: Cast, group: LinearGroup, x: Tensor) -> tuple[Tensor, Tensor |
     panels = cast.kernels.panels(held, group.out_features, by_rows=True)
     extra = _extra(cast, s, [piece.span for piece in found], panels, [_steps(p) for p in found])
     cast.kernels.product(x, group.weight, y, by_rows=True, bias=bias, extra=extra)
-    return y, s
+    return y, Trace(s, [dora.turn(cast, group, piece, x, y, s) for piece in found])
 
 
 def backward(
-    cast: Cast, group: LinearGroup, dy: Tensor, x: Tensor, s: Tensor | None, *, wanted: bool = True
+    cast: Cast,
+    group: LinearGroup,
+    dy: Tensor,
+    x: Tensor,
+    trace: Trace | None,
+    *,
+    wanted: bool = True,
 ) -> Tensor | None:
     """dx [N, D], if `wanted`; the adapters' gradients go into their slots."""
     plain, dropping = cast.pieces(group)
     found = [*plain, *dropping]
     dx = rows(cast.layout.rows, group.in_features) if wanted else None
-    if not found or s is None:
+    if not found or trace is None:
         if dx is not None:
             cast.kernels.product(dy, group.weight, dx, by_rows=False)
         return dx
-    t = _room(cast, found)
+    s, t = trace.s, _room(cast, found)
+    slope, behind = dora.slopes(cast, found, trace.inners, dy)
     cast.kernels.low(
-        dy,
+        slope,
         [piece.span for piece in found],
         [piece.pair.b for piece in found],
         [piece.held.scaling for piece in found],
@@ -112,7 +128,7 @@ def backward(
     each = [(piece, *place) for piece in found for place in enumerate(piece.pair.places)]
     cast.kernels.gradient(
         s,
-        dy,
+        slope,
         [piece.span for piece, *_ in each],
         [ranks for _, _, (_, _, ranks) in each],
         [places for _, _, (_, places, _) in each],
@@ -133,9 +149,9 @@ def backward(
             [piece.pair.a for piece in plain], group.in_features, by_rows=False
         )
         extra = _extra(cast, t, [p.span for p in plain], panels, [_steps(p) for p in plain])
-        cast.kernels.product(dy, group.weight, dx, by_rows=False, extra=extra)
+        cast.kernels.product(behind, group.weight, dx, by_rows=False, extra=extra)
     if dropping:
-        _through_dropout(cast, group, x, t, dx, dropping)
+        _through_dropout(cast, group, x, dy, t, dx, dropping)
     return dx
 
 
@@ -156,10 +172,11 @@ def _low(cast: Cast, x: Tensor, pieces: list[Piece], s: Tensor) -> None:
 
 @dataclass
 class Share:
-    """One member's part of a piece: its ranks."""
+    """One member's part of a piece: its columns of y and its ranks."""
 
     piece: Piece
     member: LoraLinear
+    places: slice
     ranks: slice
 
 
@@ -169,9 +186,9 @@ def _members(
     """For each member that has adapters in these pieces: x after its dropout, and its shares."""
     for member in group.members:
         shares = [
-            Share(piece, member, ranks)
+            Share(piece, member, places, ranks)
             for piece in pieces
-            for own, _, ranks in piece.pair.places
+            for own, places, ranks in piece.pair.places
             if own is member
         ]
         if shares:
@@ -183,7 +200,13 @@ def _members(
 
 
 def _through_dropout(
-    cast: Cast, group: LinearGroup, x: Tensor, t: Tensor, dx: Tensor | None, found: list[Piece]
+    cast: Cast,
+    group: LinearGroup,
+    x: Tensor,
+    dy: Tensor,
+    t: Tensor,
+    dx: Tensor | None,
+    found: list[Piece],
 ) -> None:
     """dA, and the adapters' share of dx, where a dropout lies before A: its mask is drawn anew,
     and each member has one of its own."""
@@ -213,6 +236,8 @@ def _through_dropout(
         back, nothing = rows(*dx.shape), dx[:, :0]
         extra = _extra(cast, own, spans, panels, steps)
         kernels.product(nothing, group.weight, back, by_rows=False, extra=extra)
+        for share in shares:
+            dora.through_dropout(cast, group, share.piece, share.places, dy, back)
         key = shares[0].member.dropout_key
         kernels.drop(back, layout.keys, layout.positions, key, cast.rates, dx, add=True)
 

@@ -152,6 +152,22 @@ class Kernels:
             *((c_float * len(scales))(*scales), by_rows, *_m(out), _ints(columns), fill),
         )
 
+    def times(self, x: Tensor, a: Tensor) -> Tensor:
+        """x a^T for bf16 [N, K] and [R, K] of any size, rounded to bf16 [N, R]."""
+        count, rank = len(x), len(a)
+        tall, deep = -(-count // 16) * 16, -(-x.shape[1] // 32) * 32
+        if (tall, deep) != x.shape or x.stride(1) != 1:
+            padded = x.new_zeros(tall, deep)
+            padded[:count, : x.shape[1]] = x
+            x = padded
+        if deep != a.shape[1] or a.stride(1) != 1:
+            wide = a.new_zeros(rank, deep)
+            wide[:, : a.shape[1]] = a
+            a = wide
+        out = torch.empty(tall, rank, dtype=torch.bfloat16)
+        self.low(x, [(0, tall)], [a], [1.0], out, by_rows=True, columns=[0])
+        return out[:count]
+
     def gradient(
         self,
         s: Tensor,

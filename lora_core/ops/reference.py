@@ -16,13 +16,18 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Adapter:
-    """A [R, D], B [O, R]; `keep` bool [rows, D] is its dropout's mask, at `rate`."""
+    """A [R, D], B [O, R]; `keep` bool [rows, D] is its dropout's mask, at `rate`. Variants:
+    `magnitude` [O] of DoRA, `gain` [1] of a learnable scaling, `size` of QA-LoRA's groups, whose
+    A is [R, D / size]."""
 
     a: Tensor
     b: Tensor
     scaling: float
     keep: Tensor | None = None
     rate: float = 0.0
+    magnitude: Tensor | None = None
+    gain: Tensor | None = None
+    size: int = 1
 
 
 def linear(
@@ -36,9 +41,37 @@ def linear(
         given = x[rows]
         if adapter.keep is not None:
             given = given * adapter.keep / (1.0 - adapter.rate)
-        shift = adapter.scaling * (given @ adapter.a.T @ adapter.b.T)
+        shift = scaled(adapter) * (pooled(given, adapter.size) @ adapter.a.T @ adapter.b.T)
+        if adapter.magnitude is not None:
+            whole = whole_weight(weight, adapter)
+            factors = [
+                m / row.norm().detach() for m, row in zip(adapter.magnitude, whole, strict=True)
+            ]
+            shift = shift + (torch.stack(factors) - 1.0) * (given @ weight.T + shift)
         extra = torch.cat([extra[: rows.start], extra[rows] + shift, extra[rows.stop :]])
     return y + extra
+
+
+def scaled(adapter: Adapter) -> Tensor | float:
+    """What multiplies B A."""
+    return adapter.scaling if adapter.gain is None else adapter.scaling * adapter.gain
+
+
+def pooled(x: Tensor, size: int) -> Tensor:
+    """QA-LoRA's input of A [rows, D / size]: each group's mean, times the number of groups."""
+    if size == 1:
+        return x
+    groups = x.shape[1] // size
+    means = [x[:, size * at : size * (at + 1)].mean(dim=1) for at in range(groups)]
+    return torch.stack(means, dim=1) * groups
+
+
+def whole_weight(weight: Tensor, adapter: Adapter) -> Tensor:
+    """W + s B A [O, D], element by element."""
+    rows = []
+    for own, b in zip(weight, adapter.b, strict=True):
+        rows.append(own + scaled(adapter) * sum(b[r] * a for r, a in enumerate(adapter.a)))
+    return torch.stack(rows)
 
 
 def attention(

@@ -2,8 +2,8 @@
 wherever it is killed and resumed, however the budget cuts its rows, its adapter's bytes are those
 it gets alone.
 
-Each seed draws a schedule: jobs of random rank, targets, dropout, batch, length and rate, some of
-which diverge or are cancelled. Failing seeds belong into SEEDS for good.
+Each seed draws a schedule: jobs of random variant, rank, targets, dropout, batch, length and rate,
+some of which diverge or are cancelled. Failing seeds belong into SEEDS for good.
 """
 
 import hashlib
@@ -19,6 +19,16 @@ SCHEDULES = 25  # for each of eight models, and five on native kernels: 325 in a
 SEEDS: list[int] = []
 _TARGETS = ("all-linear", ("q_proj", "v_proj"), ("down_proj",), r".*(gate_proj|o_proj)")
 _GPT2_TARGETS = ("all-linear", ("c_attn",), ("mlp.c_proj",), r".*(c_fc|attn.c_proj)")
+_VARIANTS = (
+    {},
+    {},
+    {"spec_dora": True},
+    {"spec_dora": True, "spec_loraplus_lr_ratio": 4.0},
+    {"spec_learnable_scaling": True},
+    {"spec_qalora_group_size": 4},
+    {"spec_qalora_group_size": 2, "spec_learnable_scaling": True},
+    {"spec_loraplus_lr_ratio": 8.0},
+)
 
 
 def drawn_job(draw, name, kind):
@@ -41,6 +51,7 @@ def drawn_job(draw, name, kind):
         spec_rslora=draw.random() < 0.3,
         spec_dropout=draw.choice((0.0, 0.1, 0.0, 0.4)),
         spec_target_modules=draw.choice(_GPT2_TARGETS if kind == "gpt2" else _TARGETS),
+        **random.Random(seed).choice(_VARIANTS),
     )
 
 

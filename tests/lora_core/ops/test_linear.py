@@ -48,6 +48,10 @@ def prepared(bias, specs):
         for layer in layers(model).values():
             if slot in layer.specs:
                 nn.init.normal_(layer.lora_B[slot], generator=draw)
+            if slot in layer.lora_gain:
+                layer.lora_gain[slot].data.fill_(0.7)
+            if slot in layer.lora_magnitude:
+                layer.lora_magnitude[slot].data.mul_(1.3)
     return model, {slot: SlotWeights(model, slot) for slot in specs}
 
 
@@ -58,10 +62,16 @@ def test_outputs_and_gradients_equal_the_reference(rate, bias):
         "a": AdapterSpec(r=2, alpha=4, dropout=rate),
         "b": AdapterSpec(r=5, alpha=3, target_modules=("two",)),
         "c": AdapterSpec(r=3, alpha=3, target_modules=("one", "last"), rslora=True),
+        "d": AdapterSpec(r=2, alpha=2, target_modules=("two", "last"), dora=True, dropout=rate),
+        "e": AdapterSpec(r=2, alpha=2, learnable_scaling=True, dropout=rate),
+        "f": AdapterSpec(r=3, alpha=0.1, qalora_group_size=4, dropout=rate),
+        "g": AdapterSpec(r=2, alpha=3, dora=True),
+        "h": AdapterSpec(r=4, alpha=0.1, qalora_group_size=2, learnable_scaling=True),
     }
     model, slots = prepared(bias, specs)
     assert [len(layer.group.members) for layer in layers(model).values()] == [2, 2, 1]
     segments = cut("a", sequences(3, 7, key=10)) + cut("b", sequences(5)) + cut("c", sequences(20))
+    segments += [s for slot in "defgh" for s in cut(slot, sequences(9, 4, key=ord(slot)))]
     layout = Layout([*segments, *cut(None, sequences(4)), *cut("a", sequences(6, key=20))])
     x = torch.randn(layout.rows, WIDTH, generator=torch.Generator().manual_seed(1))
     given = torch.randn(layout.rows, 6, generator=torch.Generator().manual_seed(2))
@@ -74,10 +84,10 @@ def test_outputs_and_gradients_equal_the_reference(rate, bias):
     out.backward(given)
 
     leaves = {
-        (slot, name, part): getattr(layer, f"lora_{part}")[slot].detach().clone().requires_grad_()
+        (slot, name, part): parameter.detach().clone().requires_grad_()
         for name, layer in layers(model).items()
         for slot in layer.specs
-        for part in "AB"
+        for part, parameter in layer.parameters_of(slot).items()
     }
 
     def layer_output(name, rows):
@@ -91,8 +101,17 @@ def test_outputs_and_gradients_equal_the_reference(rate, bias):
             if spec.dropout:
                 width = layer.in_features
                 keep = keep_mask(layout, span, spec.dropout, layer.dropout_key, width)
-            a, b = (leaves[span.slot, name, part] for part in "AB")
-            adapter = reference.Adapter(a, b, spec.scaling, keep, spec.dropout)
+            own = {part: leaves[span.slot, name, part] for part in layer.parameters_of(span.slot)}
+            adapter = reference.Adapter(
+                own["A"],
+                own["B"],
+                spec.scaling,
+                keep,
+                spec.dropout,
+                magnitude=own.get("magnitude"),
+                gain=own.get("gain"),
+                size=spec.qalora_group_size or 1,
+            )
             owned.append((slice(span.start, span.stop), adapter))
         return reference.linear(rows, layer.weight, layer.base.bias, owned)
 
@@ -101,6 +120,8 @@ def test_outputs_and_gradients_equal_the_reference(rate, bias):
     expected.backward(given)
     torch.testing.assert_close(out.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    for held in slots.values():
+        held.gather()
     for (slot, name, part), leaf in leaves.items():
         held = slots[slot]
         place = held.places[f"{name}.{part}"]
