@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core import attention, loss
+from lora_core import attention, loss, private
 from lora_core.decoder import Decoder, recognise
 from lora_core.decoder.decoder import Head
 from lora_core.errors import LoraError
@@ -28,7 +28,7 @@ from lora_core.group import LinearGroup, find_groups
 from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
 from lora_core.native import Kernels
-from lora_core.ops import norm
+from lora_core.ops import norm, tokens
 from lora_core.ops.linear import group_product
 from lora_core.segments import Layout, Segment, Sequence, cut
 from lora_core.weights import SlotWeights
@@ -48,6 +48,16 @@ class Pass:
     def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
         """Base and adapters of a group for x [..., D]."""
         return group_product(x, self._anchor, group, self.layout, self.slots)
+
+    def norm(self, part: norm.Norm, x: Tensor) -> Tensor:
+        """A norm over x [..., D], with the slots' own weights."""
+        found = private.of_norm(private.owned(part, self.slots, self.layout.spans))
+        return norm.owned_norm(x, self._anchor, part, found) if found else part.plain(x)
+
+    def tokens(self, part: tokens.Tokens, ids: Tensor, out: Tensor) -> Tensor:
+        """The embedding's output [..., D], with the slots' own vectors in it."""
+        found = private.of_tokens(part, private.owned(part, self.slots, self.layout.spans))
+        return tokens.replaced(out, self._anchor, ids.flatten(), found) if found else out
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 
 from torch import Tensor, nn
 
+from lora_core import private
 from lora_core.errors import LoraError, SpecError, TargetError
 from lora_core.layer import Focus, LoraLinear
 from lora_core.spec import ALL_LINEAR, AdapterSpec
@@ -80,6 +81,7 @@ def inject(model: nn.Module, spec: AdapterSpec, slot: str = "default") -> list[s
     adapter is merged; then nothing has changed.
     """
     hit = targets(model, spec)
+    private.check(model, spec)
     present = layers(model)
     if any(slot in layer.specs for layer in present.values()):
         raise SpecError(f"slot {slot!r} is taken")
@@ -90,6 +92,7 @@ def inject(model: nn.Module, spec: AdapterSpec, slot: str = "default") -> list[s
     for name in hit:
         layer = present.get(name) or _carry(model, name, focus)
         layer.add(slot, spec)
+    private.add(model, spec, slot, focus)
     focus.slot = slot
     return hit
 
@@ -113,7 +116,10 @@ def eject(model: nn.Module, slot: str | None = None) -> None:
     focus = focus_of(model)
     if focus is not None:
         _refuse_merged(focus)
-    for name, layer in layers(model).items():
+    present = layers(model)
+    for each in {s for layer in present.values() for s in layer.specs} if slot is None else {slot}:
+        private.remove(model, each)
+    for name, layer in present.items():
         for each in list(layer.specs) if slot is None else [slot]:
             layer.remove(each)
         if not layer.specs and layer.group is None:

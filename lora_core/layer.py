@@ -27,6 +27,8 @@ from lora_core.variants import dora, learnable_scaling, qalora
 
 if TYPE_CHECKING:
     from lora_core.group import LinearGroup
+    from lora_core.ops.norm import Norm
+    from lora_core.ops.tokens import Tokens
 
 
 class Work(Protocol):
@@ -34,6 +36,12 @@ class Work(Protocol):
 
     def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
         """One output [..., O of the member] for each member of the group."""
+
+    def norm(self, part: Norm, x: Tensor) -> Tensor:
+        """A norm's output [..., D], with the slots' own weights."""
+
+    def tokens(self, part: Tokens, ids: Tensor, out: Tensor) -> Tensor:
+        """The embedding's output [..., D] for ids [...], with the slots' own vectors in it."""
 
 
 @dataclass

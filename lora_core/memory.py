@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lora_core import private
 from lora_core.layer import LoraLinear
 from lora_core.segments import LONG, Segment, padded_length
 from lora_core.spec import AdapterSpec
@@ -94,7 +95,7 @@ def size_of(model: nn.Module, spec: AdapterSpec, names: Iterable[str]) -> Size:
                 width = group.out_features if group else out
                 keeps += width * weight.element_size()
                 groups.add(id(group))
-    return Size(numbers, copies, keeps)
+    return Size(numbers + private.numbers(model, spec), copies, keeps)
 
 
 def slot_bytes(size: Size, keeps_best: bool = False) -> int:

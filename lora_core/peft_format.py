@@ -2,7 +2,8 @@
 
 The weights file holds weights and nothing that names the job: equal training gives equal bytes.
 A learnable scaling's gain is folded into B; DoRA and QA-LoRA are laid out as PEFT lays them out.
-Loads what PEFT saved, too; refuses biases, extra modules and pickles.
+Norms and tokens a slot has of its own are `modules_to_save` and `trainable_token_indices`. Loads
+what PEFT saved, too; refuses biases, other extra modules and pickles.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lora_core import private
 from lora_core.errors import FormatError
 from lora_core.inject import candidates, eject, focus_of, inject, layers
 from lora_core.layer import LoraLinear
+from lora_core.ops.norm import Norm
+from lora_core.ops.tokens import Tokens
 from lora_core.spec import AdapterSpec
 from lora_core.variants import learnable_scaling
 
@@ -28,14 +32,12 @@ _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
 _REFUSED = (
     "lora_bias",
-    "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
     "exclude_modules",
     "layers_to_transform",
     "layer_replication",
     "target_parameters",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "megatron_config",
 )
@@ -54,8 +56,8 @@ def save_adapter(
     """Write a slot's adapter as PEFT and vLLM load it: A [R, in] (QA-LoRA [R, in / group]),
     B [out, R] per layer, and with DoRA the magnitudes [out], which no reader but PEFT knows.
 
-    `dtype` defaults to bf16 for a bf16 base and to float32 for any other; magnitudes stay float32,
-    for what is learnt of them is less than bf16 can tell. Equal weights give equal bytes.
+    `dtype` defaults to bf16 for a bf16 base and to float32 for any other; magnitudes and norms stay
+    float32, for what is learnt of them is less than bf16 can tell. Equal weights give equal bytes.
     Raises: FormatError when no layer has the slot, OSError.
     """
     hit = {n: layer for n, layer in layers(model).items() if slot in layer.specs}
@@ -70,6 +72,9 @@ def save_adapter(
             kept = torch.float32 if key == _MAGNITUDE else chosen
             made = value.detach().to(device="cpu", dtype=kept)
             tensors[f"{_PREFIX}{name}.{key}"] = made.contiguous()
+    for name, value in _private(model, slot).items():
+        kept = chosen if value.dim() > 1 else torch.float32
+        tensors[name] = value.detach().to(device="cpu", dtype=kept).contiguous()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -81,7 +86,7 @@ def save_adapter(
         target_modules=_shortest(model, set(hit)),
         base_model_name=base_model_name,
         fan_in_fan_out=any(layer.transposed for layer in hit.values()),
-    )
+    ) | _private_config(model, slot)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -103,6 +108,7 @@ def load_adapter(model: nn.Module, folder: Path | str, slot: str = "default") ->
     except (OSError, ValueError, SafetensorError) as error:
         raise FormatError(f"{folder} cannot be read: {error}") from error
     spec = from_peft_config(config)
+    _refuse_other_modules(model, spec, config)
     focus = focus_of(model)
     before = focus.slot if focus is not None else None
     hit = inject(model, spec, slot)
@@ -181,6 +187,8 @@ def from_peft_config(config: dict[str, Any]) -> AdapterSpec:
             qalora_group_size=int(config["qalora_group_size"])
             if config.get("use_qalora")
             else None,
+            train_norms=bool(config.get("modules_to_save")),
+            trainable_tokens=_token_ids(config.get("trainable_token_indices")),
         )
     except (KeyError, TypeError) as error:
         raise FormatError(f"{CONFIG} lacks a usable field: {error}") from error
@@ -198,8 +206,56 @@ def _fill(model: nn.Module, hit: list[str], slot: str, tensors: dict[str, Tensor
                     raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(own.shape)}")
                 own.copy_(tensors[key])
                 left.discard(key)
+        for key, value in _private(model, slot).items():
+            if key not in tensors or tensors[key].shape != value.shape:
+                raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(value.shape)}")
+            value.copy_(tensors[key])
+            left.discard(key)
     if left:
         raise FormatError(f"{WEIGHTS} holds tensors of no target: {min(left)}")
+
+
+def _private(model: nn.Module, slot: str) -> dict[str, Tensor]:
+    """What a slot has of its own besides adapters, by PEFT's keys: norms as whole modules, and
+    vectors of the embedding (which PEFT calls a delta, and are none)."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in private.parameters_of(model, slot).items():
+        module, _, part = name.rpartition(".")
+        last = "token_adapter.trainable_tokens_delta" if part == "tokens" else part
+        found[f"{_PREFIX}{module}.{last}"] = parameter
+    return found
+
+
+def _private_config(model: nn.Module, slot: str) -> dict[str, Any]:
+    held = {name: part for name, part in private.parts(model).items() if slot in part.own}
+    norms = [name for name, part in held.items() if isinstance(part, Norm)]
+    tokens = {n: p.ids[slot].tolist() for n, p in held.items() if isinstance(p, Tokens)}
+    found: dict[str, Any] = {"modules_to_save": norms or None}
+    return found | ({"trainable_token_indices": tokens} if tokens else {})
+
+
+def _token_ids(listed: Any) -> tuple[int, ...]:
+    """The ids of `trainable_token_indices`: a list, or one by the name of the embedding."""
+    if isinstance(listed, dict):
+        if len(listed) > 1:
+            raise FormatError("adapters with tokens of several modules are not supported")
+        listed = next(iter(listed.values()), None)
+    return tuple(sorted(int(each) for each in listed or ()))
+
+
+def _refuse_other_modules(model: nn.Module, spec: AdapterSpec, config: dict[str, Any]) -> None:
+    """Raises FormatError unless `modules_to_save` are just the norms a slot can have."""
+    if not spec.train_norms:
+        return
+    private.check(model, spec)
+    norms, wanted = set(private.norms(model)), list(config["modules_to_save"])
+    hit = {name for name, _ in model.named_modules() if any(name.endswith(w) for w in wanted)}
+    if hit != norms:
+        other = ", ".join(sorted(hit ^ norms)[:3])
+        raise FormatError(
+            f"adapters with modules_to_save other than all norms of the hidden state are not "
+            f"supported ({other})"
+        )
 
 
 def _parts(layer: LoraLinear, slot: str) -> dict[str, Tensor]:

@@ -23,7 +23,9 @@ class AdapterSpec:
 
     `dora`: DoRA, a magnitude for each output; `learnable_scaling`: a trainable factor beside the
     scaling of each layer; `qalora_group_size`: QA-LoRA's adapter on means of so many inputs;
-    `loraplus_lr_ratio`: LoRA+, B's learning rate over A's.
+    `loraplus_lr_ratio`: LoRA+, B's learning rate over A's. `train_norms` and `trainable_tokens`
+    (ids; PEFT's `trainable_token_indices`) are what LongLoRA trains beside A and B: the weights of
+    the norms over the hidden state, and the input embedding's vectors of those tokens.
 
     Raises: SpecError.
     """
@@ -38,6 +40,8 @@ class AdapterSpec:
     learnable_scaling: bool = False
     qalora_group_size: int | None = None
     loraplus_lr_ratio: float = 1.0
+    train_norms: bool = False
+    trainable_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.r < 1:

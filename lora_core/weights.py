@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_core import memory
+from lora_core import memory, private
 from lora_core.group import LinearGroup
 from lora_core.inject import layers
 from lora_core.layer import LoraLinear
@@ -66,12 +66,13 @@ class SlotWeights:
         self.slot = slot
         self.spec: AdapterSpec = first.specs[slot]
         self.scaling = self.spec.scaling
-        #: `<layer>.<A|B|gain|magnitude>` in the order of the model: the names of a state
+        #: `<layer>.<A|B|gain|magnitude>` in the order of the model, and then
+        #: `<module>.<weight|tokens>`: the names of a state
         self.parameters: dict[str, nn.Parameter] = {
             f"{name}.{part}": parameter
             for name, layer in held.items()
             for part, parameter in layer.parameters_of(slot).items()
-        }
+        } | private.parameters_of(model, slot)
         size = sum(parameter.numel() for parameter in self.parameters.values())
         device, dtype = first.weight.device, first.weight.dtype
         self.master = torch.empty(size, device=device)
@@ -147,9 +148,12 @@ class SlotWeights:
                     slope = pair.turn.grad[rows] / pair.turn.lengths[rows]
                     self._grad(member, "magnitude").copy_(slope)
 
-    def _grad(self, member: LoraLinear, part: str) -> Tensor:
-        name = f"{member.name}.{part}"
+    def gradient(self, name: str) -> Tensor:
+        """The gradient of a parameter, in its shape."""
         return self.grad[self.places[name]].view(self.parameters[name].shape)
+
+    def _grad(self, member: LoraLinear, part: str) -> Tensor:
+        return self.gradient(f"{member.name}.{part}")
 
     def _turn(self, pair: Pair, turn: Turn, member: LoraLinear, rows: slice, ranks: slice) -> None:
         turn.lengths[rows] = dora.lengths_with(

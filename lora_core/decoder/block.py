@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_core.decoder import attend, linear
+from lora_core.decoder import attend, linear, norms
 from lora_core.decoder.attend import Sequences
 from lora_core.decoder.linear import Cast, Trace
 from lora_core.decoder.plan import Layer, Norm
@@ -42,7 +42,7 @@ def forward(
     """The layer's output [N, D], and what its backward needs."""
     kernels, count = cast.kernels, len(x)
     normed = rows(*x.shape)
-    kernels.norm(x, layer.before_attention.weight, layer.before_attention.eps, normed)
+    norms.forward(cast, layer.before_attention, x, normed)
     qkv, low_qkv = linear.forward(cast, layer.qkv, normed)
     turned, _, _ = _turned(cast, layer, qkv, angles)
     q, k, v = _parts(layer, turned, qkv)
@@ -54,9 +54,8 @@ def forward(
     if layer.after_attention is None:
         kernels.add(x, projected, middle)
     else:
-        after = layer.after_attention
-        kernels.norm(projected, after.weight, after.eps, middle, left=x)
-    kernels.norm(middle, layer.before_mlp.weight, layer.before_mlp.eps, normed)
+        norms.forward(cast, layer.after_attention, projected, middle, left=x)
+    norms.forward(cast, layer.before_mlp, middle, normed)
     gated, low_gate = linear.forward(cast, layer.gate_up, normed)
     active = kernels.gate(gated, layer.act, rows(count, gated.shape[1] // 2))
     fallen, low_down = linear.forward(cast, layer.down, active)
@@ -64,7 +63,7 @@ def forward(
     if layer.after_mlp is None:
         kernels.add(middle, fallen, out)
     else:
-        kernels.norm(fallen, layer.after_mlp.weight, layer.after_mlp.eps, out, left=middle)
+        norms.forward(cast, layer.after_mlp, fallen, out, left=middle)
     lows = (low_qkv, low_o, low_gate, low_down)
     return out, Kept(x, qkv, attended, sums, projected, middle, gated, fallen, lows)
 
@@ -108,11 +107,11 @@ def backward(
     kernels.rotate_back(dk, raw_k, layer.groups, weight_k, inverse_k, angles, dk)
     normed = rows(*kept.x.shape)
     before = layer.before_attention
-    inverse = kernels.norm(kept.x, before.weight, before.eps, normed)
+    inverse = norms.forward(cast, before, kept.x, normed)
     back = linear.backward(cast, layer.qkv, inner, normed, kept.lows[0], wanted=wanted)
     if back is None:
         return None
-    kernels.norm_back(back, kept.x, before.weight, inverse, normed, left=slope)
+    norms.backward(cast, before, back, kept.x, inverse, normed, left=slope)
     return normed
 
 
@@ -132,18 +131,18 @@ def _mlp_back(cast: Cast, layer: Layer, slope: Tensor, kept: Kept) -> Tensor:
     opened = kernels.gate_back(risen, kept.gated, layer.act, kept.gated)
     normed = rows(*slope.shape)
     before = layer.before_mlp
-    inverse = kernels.norm(kept.middle, before.weight, before.eps, normed)
+    inverse = norms.forward(cast, before, kept.middle, normed)
     back = linear.backward(cast, layer.gate_up, opened, normed, kept.lows[2])
     assert back is not None
-    kernels.norm_back(back, kept.middle, before.weight, inverse, normed, left=slope)
+    norms.backward(cast, before, back, kept.middle, inverse, normed, left=slope)
     return normed
 
 
 def _norm_back(cast: Cast, norm: Norm, slope: Tensor, x: Tensor) -> Tensor:
     """Through a norm on the way out of a branch."""
     out = rows(*x.shape)
-    inverse = cast.kernels.norm(x, norm.weight, norm.eps, out)
-    cast.kernels.norm_back(slope, x, norm.weight, inverse, out)
+    inverse = norms.forward(cast, norm, x, out)
+    norms.backward(cast, norm, slope, x, inverse, out)
     return out
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lora_core.decoder import block
+from lora_core import private
+from lora_core.decoder import block, norms
 from lora_core.decoder.attend import Sequences
 from lora_core.decoder.linear import Cast
 from lora_core.decoder.plan import Plan
 from lora_core.native.kernels import Kernels, rows
+from lora_core.ops import tokens
 from lora_core.segments import Layout
 from lora_core.weights import SlotWeights
 
@@ -83,7 +86,7 @@ class Decoder:
         way = _Way(self, layout, slots)
         x = way.forward(keep=False)
         out = rows(*x.shape)
-        self.kernels.norm(x, self.plan.norm.weight, self.plan.norm.eps, out)
+        norms.forward(way.cast, self.plan.norm, x, out)
         return out
 
 
@@ -95,12 +98,14 @@ class _Way:
         self.layout = layout
         self.cast = Cast(decoder.kernels, layout, slots)
         self.sequences = Sequences.of(layout)
+        made = self.plan.embed.__dict__.get("forward")
+        self.tokens = made if isinstance(made, tokens.Tokens) else None
         self.kept: list[block.Kept] = []
         self.angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forward(self, *, keep: bool) -> Tensor:
         """The states [N, D] before the last norm."""
-        embedded = self.plan.embed(self.layout.ids)
+        embedded = self._embedded()
         self.angles = self.plan.angles(self.layout.positions, embedded)
         x = rows(*embedded.shape)
         x.copy_(embedded)
@@ -110,9 +115,25 @@ class _Way:
                 self.kept.append(kept)
         return x
 
+    def _embedded(self) -> Tensor:
+        """What enters the first layer [N, D]."""
+        if self.tokens is None:
+            found: Tensor = self.plan.embed(self.layout.ids)
+            return found
+        out = F.embedding(self.layout.ids, self.tokens.weight)
+        return tokens.replace(out, self.layout.ids, self._own_tokens())
+
+    def _own_tokens(self) -> list[tokens.Own]:
+        if self.tokens is None:
+            return []
+        found = private.owned(self.tokens, self.cast.slots, self.layout.spans)
+        return private.of_tokens(self.tokens, found)
+
     def backward(self, slope: Tensor) -> None:
-        """From the slope [N, D] of the states before the last norm down to the first layer."""
+        """From the slope [N, D] of the states before the last norm down to the first layer, and on
+        into the embedding where a slot trains vectors of its own."""
         held: Tensor | None = slope
+        deep = any(s.spec.train_norms or s.spec.trainable_tokens for s in self.cast.slots.values())
         for index in reversed(range(len(self.plan.layers))):
             layer = self.plan.layers[index]
             assert held is not None
@@ -123,8 +144,10 @@ class _Way:
                 self.kept.pop(),
                 self.angles[layer.angles],
                 self.sequences,
-                wanted=index > 0,
+                wanted=index > 0 or deep,
             )
+        if held is not None:
+            tokens.collect(held, self.layout.ids, self._own_tokens())
 
 
 class _Losses(torch.autograd.Function):
@@ -141,11 +164,11 @@ class _Losses(torch.autograd.Function):
         x = way.forward(keep=wanted)
         picked, count = layout.label_rows, len(layout.label_rows)
         size = -(-count // _BLOCK) * _BLOCK
-        own, normed = rows(size, x.shape[1]), rows(size, x.shape[1])
-        own[count:] = 0
-        own[:count] = x.index_select(0, picked)
+        mine, normed = rows(size, x.shape[1]), rows(size, x.shape[1])
+        mine[count:] = 0
+        mine[:count] = x.index_select(0, picked)
         norm, head = decoder.plan.norm, decoder.head
-        inverse = decoder.kernels.norm(own, norm.weight, norm.eps, normed)
+        inverse = norms.forward(way.cast, norm, mine, normed, labels=True)
         labels = torch.zeros(size, dtype=torch.int64)
         labels[:count] = layout.labels
         losses, hits, slope = decoder.kernels.head(
@@ -154,20 +177,20 @@ class _Losses(torch.autograd.Function):
         hits = hits[:count]
         ctx.mark_non_differentiable(hits)
         if wanted:
-            ctx.held = (decoder, way, own, inverse, slope, x.shape)
+            ctx.held = (decoder, way, mine, inverse, slope, x.shape)
         return losses[:count], hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        decoder, way, own, inverse, slope, shape = ctx.held
+        decoder, way, mine, inverse, slope, shape = ctx.held
         del ctx.held
         assert grads[0] is not None
         picked = way.layout.label_rows
-        given = rows(*own.shape)
+        given = rows(*mine.shape)
         given[len(picked) :] = 0
         torch.mul(slope[: len(picked)], grads[0][:, None], out=given[: len(picked)])
-        back = rows(*own.shape)
-        decoder.kernels.norm_back(given, own, decoder.plan.norm.weight, inverse, back)
+        back = rows(*mine.shape)
+        norms.backward(way.cast, decoder.plan.norm, given, mine, inverse, back, labels=True)
         whole = rows(*shape)
         whole.zero_()
         whole.index_copy_(0, picked, back[: len(picked)])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lora_core.attention import Asked
 from lora_core.group import LinearGroup
 from lora_core.layer import LoraLinear
+from lora_core.ops import norm
 
 #: rows of weights and of activations are taken in steps of this
 _STEP = 32
@@ -28,10 +29,11 @@ _STEP = 32
 
 @dataclass(frozen=True)
 class Norm:
-    """float32 weight [D] that multiplies x / rms(x), and epsilon."""
+    """float32 weight [D] that multiplies x / rms(x), and epsilon; `part` is the model's own."""
 
     weight: Tensor
     eps: float
+    part: norm.Norm
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,7 @@ def _layer(module: Any, kind: str, asked: dict[int, Asked]) -> Layer | None:
 def _norm(module: Any) -> Norm | None:
     """What `ops/norm.py` made of a module it has taken over."""
     made = getattr(module, "forward", None)
-    factor, eps = getattr(made, "factor", None), getattr(made, "eps", None)
-    return Norm(factor, eps) if isinstance(factor, Tensor) and isinstance(eps, float) else None
+    return Norm(made.factor, made.eps, made) if isinstance(made, norm.Norm) else None
 
 
 def _group(module: Any, *names: str) -> LinearGroup | None:

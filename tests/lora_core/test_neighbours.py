@@ -49,6 +49,7 @@ def drawn_job(draw, name, kind):
         shift_group=draw.choice((None, None, 8, 20)),
         spec_r=draw.choice((1, 3, 8)),
         spec_rslora=draw.random() < 0.3,
+        spec_train_norms=kind != "gpt2" and draw.random() < 0.2,
         spec_dropout=draw.choice((0.0, 0.1, 0.0, 0.4)),
         spec_target_modules=draw.choice(_GPT2_TARGETS if kind == "gpt2" else _TARGETS),
         **random.Random(seed).choice(_VARIANTS),
