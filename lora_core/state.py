@@ -35,16 +35,23 @@ class Best:
 class State:
     """Where a job stands after `step`.
 
-    Tensors are float32, named `<layer>.<A|B>.<w|m|v>` (weight, and the optimizer's mean and mean
-    square of the gradient), A [R, D in], B [D out, R]. Counters are sums since step 1:
+    Tensors are float32, named `<layer>.<part>.<w|m|v>` (weight, and the optimizer's mean and mean
+    square of the gradient). Parts are A [R, D in] (QA-LoRA [R, D in / group]), B [D out, R], and of
+    variants `gain` [1] and `magnitude` [D out]. Counters are sums since step 1:
     `tokens` (label tokens) and `input_tokens`. `best` is the evaluation with the lowest loss so
-    far; a job that may stop early keeps the adapter of then as `<layer>.<A|B>.b`.
+    far; a job that may stop early keeps the adapter of then as `<layer>.<part>.b`.
     """
 
     step: int
     tensors: dict[str, Tensor]
     counters: dict[str, int] = field(default_factory=dict)
     best: Best | None = None
+
+    def gains(self) -> dict[str, float]:
+        """The learnt factor beside the scaling of each layer that has one."""
+        ending = ".gain.w"
+        found = ((name, tensor) for name, tensor in self.tensors.items() if name.endswith(ending))
+        return {name.removesuffix(ending): float(tensor) for name, tensor in found}
 
     def save(self, folder: Path | str) -> None:
         """Write `state.safetensors`, then `state.json`, into `folder`. Raises: OSError."""

@@ -39,7 +39,8 @@ Check the files at any time: `manylora verify .`
 
 Below, `{base}` is the name the service knows the base by. Where that is no name on the hub, put the
 base's own folder in its place: `bases/{fingerprint}` in the home of manylora (`~/.manylora`).
-
+"""
+_PEFT = """
 ## peft
 
 ```python
@@ -48,12 +49,32 @@ from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), ".")
 ```
+"""
+_OWN = """
+## lora_core
 
+PEFT puts QA-LoRA's adapters on GPTQ layers only, and vLLM knows none. On any base:
+
+```python
+from lora_core import load_adapter
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+load_adapter(model, ".")
+```
+"""
+_VLLM = """
 ## vLLM
 
 ```
 vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {short}=$PWD
 ```
+"""
+_NO_VLLM = """
+## vLLM
+
+vLLM refuses DoRA. Merge the adapter into a copy of the base and serve that:
+`lora_core.load_adapter(model, ".")`, `lora_core.merge(model)`.
 """
 
 
@@ -213,11 +234,17 @@ def _move(work: Path, folder: Path, whole: bool) -> None:
 
 def _readme(from_api: Json, work: Path) -> str:
     rank: Any = "<rank>"
+    parts = [_README, _PEFT, _VLLM]
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        own = int(json.loads((work / "adapter_config.json").read_bytes()).get("r"))
+        config = json.loads((work / "adapter_config.json").read_bytes())
+        if config.get("use_dora"):
+            parts = [_README, _PEFT, _NO_VLLM]
+        elif config.get("use_qalora"):
+            parts = [_README, _OWN]
+        own = int(config.get("r"))
         rank = next((size for size in _VLLM_RANKS if size >= own), own)
     name = str(from_api["name"])
-    return _README.format(
+    return "".join(parts).format(
         name=name,
         base=from_api["base"],
         fingerprint=from_api["base_fingerprint"],

@@ -19,7 +19,18 @@ from manylora.errors import BadSpecError
 AUTO_EPOCHS = 3
 AUTO_BATCH = 4
 AUTO_RANK = 32
+#: inputs that share a number of QA-LoRA's A, as in PEFT
+AUTO_GROUP = 16
 _WIDTH_EXPONENT = 0.0775
+
+_DORA_QALORA = (
+    "use_dora and use_qalora cannot be one adapter: DoRA scales whole rows of the base, and "
+    "QA-LoRA's point is that merging leaves a quantised base's numbers as they are"
+)
+_DORA_SCALING = (
+    "use_dora and learnable_scaling cannot be one adapter: DoRA's magnitudes learn the scale of "
+    "every row already"
+)
 
 Auto = Literal["auto"]
 _Count = Annotated[int, Meta(ge=1, le=256)]
@@ -40,6 +51,11 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lora_alpha: Annotated[float, Meta(gt=0)] | None = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
+    learnable_scaling: bool = False
+    use_qalora: bool = False
+    qalora_group_size: Annotated[int, Meta(ge=2)] | None = None
+    loraplus_lr_ratio: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     target_modules: str | list[str] = "all-linear"
     context_length: Annotated[int, Meta(ge=8)] = 1024
     gradient_accumulation_steps: _Count = 1
@@ -63,6 +79,11 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     lora_alpha: float
     lora_dropout: float
     use_rslora: bool
+    use_dora: bool
+    learnable_scaling: bool
+    use_qalora: bool
+    qalora_group_size: int | None
+    loraplus_lr_ratio: float
     target_modules: str | list[str]
     context_length: int
     gradient_accumulation_steps: int
@@ -79,10 +100,11 @@ class Hyperparameters(msgspec.Struct, frozen=True):
 def parse(raw: dict[str, Any] | None) -> Asked:
     """Read what a client sent.
 
-    Raises: BadSpecError naming the key, its value's limit and the JSON path.
+    Raises: BadSpecError naming the key, its value's limit and the JSON path, or the variants that
+    cannot be one adapter.
     """
     try:
-        return msgspec.convert(
+        asked = msgspec.convert(
             {k: v for k, v in (raw or {}).items() if v is not None and k != "lora"}, Asked
         )
     except msgspec.ValidationError as error:
@@ -93,6 +115,18 @@ def parse(raw: dict[str, Any] | None) -> Asked:
             param=f"hyperparameters.{path[1]}" if path else "hyperparameters",
             hint=f"known keys: {known}",
         ) from error
+    for key, wrong, why in (
+        ("use_qalora", asked.use_dora and asked.use_qalora, _DORA_QALORA),
+        ("learnable_scaling", asked.use_dora and asked.learnable_scaling, _DORA_SCALING),
+        (
+            "qalora_group_size",
+            asked.qalora_group_size is not None and not asked.use_qalora,
+            "qalora_group_size is for QA-LoRA only: set use_qalora, too",
+        ),
+    ):
+        if wrong:
+            raise BadSpecError(f"hyperparameters: {why}", param=f"hyperparameters.{key}")
+    return asked
 
 
 def default_learning_rate(hidden_size: int) -> float:
@@ -108,9 +142,11 @@ def resolve(
     `layers` maps the base's module names to [in_features, out_features]; without it an "auto" rank
     is 32. Raises: BadSpecError when no layer matches an "auto" rank's target modules.
     """
+    group = (asked.qalora_group_size or AUTO_GROUP) if asked.use_qalora else None
     if asked.lora_r == "auto":
         hit = matched(asked.target_modules, layers) if layers else {}
-        rank = min([AUTO_RANK, *(min(shape) for shape in hit.values())])
+        most = [min(inputs // (group or 1), outputs) for inputs, outputs in hit.values()]
+        rank = max(1, min([AUTO_RANK, *most]))
     else:
         rank = asked.lora_r
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
@@ -128,6 +164,11 @@ def resolve(
         lora_alpha=asked.lora_alpha if asked.lora_alpha is not None else float(rank),
         lora_dropout=asked.lora_dropout,
         use_rslora=asked.use_rslora,
+        use_dora=asked.use_dora,
+        learnable_scaling=asked.learnable_scaling,
+        use_qalora=asked.use_qalora,
+        qalora_group_size=group,
+        loraplus_lr_ratio=asked.loraplus_lr_ratio,
         target_modules=asked.target_modules,
         context_length=asked.context_length,
         gradient_accumulation_steps=asked.gradient_accumulation_steps,
@@ -172,7 +213,8 @@ def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[s
     """Names of the base's layers the adapter will sit on, judged from the base's row alone.
 
     `layers` maps module names to [in_features, out_features].
-    Raises: BadSpecError when no layer matches or the rank is larger than one of them.
+    Raises: BadSpecError when no layer matches, the rank is larger than one of them, or QA-LoRA's
+    groups do not part its inputs.
     """
     hit = matched(hyper.target_modules, layers)
     for name in hit:
@@ -182,4 +224,22 @@ def check_layers(hyper: Hyperparameters, layers: dict[str, list[int]]) -> list[s
                 param="hyperparameters.lora_r",
                 hint=f"at most {min(min(layers[n]) for n in hit)}",
             )
+        if hyper.qalora_group_size is not None:
+            _check_groups(name, layers[name][0], hyper.lora_r, hyper.qalora_group_size)
     return list(hit)
+
+
+def _check_groups(name: str, inputs: int, rank: int, size: int) -> None:
+    """Whether QA-LoRA's groups part a layer's inputs, into no fewer than the rank."""
+    if inputs % size:
+        raise BadSpecError(
+            f"qalora_group_size {size} does not divide the {inputs} inputs of the layer {name}",
+            param="hyperparameters.qalora_group_size",
+        )
+    if rank > inputs // size:
+        raise BadSpecError(
+            f"lora_r {rank} is larger than the {inputs // size} groups of {size} inputs that the "
+            f"layer {name} has",
+            param="hyperparameters.lora_r",
+            hint=f"at most {inputs // size}, or a smaller qalora_group_size",
+        )

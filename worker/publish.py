@@ -55,10 +55,13 @@ def manifest(
     *,
     tokens: int = 0,
     exact: bool = True,
+    gains: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """All that the weights file must not say: whose it is, from what and how it was made. Not
-    `exact`: it was resumed on a worker of other numerics than it began on."""
+    `exact`: it was resumed on a worker of other numerics than it began on. `gains`: the learnt
+    factor of each layer, which is in the weights already."""
     return {
+        **({"gains": gains} if gains else {}),
         **wish(job, datasets),
         "adapter": name,
         "tenant": tenant,

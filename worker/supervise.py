@@ -219,6 +219,7 @@ class Supervisor:
             self.link.numerics,
             tokens=finished["tokens"],
             exact=follow.exact,
+            gains=finished["gains"],
         )
         point = {k: v for k, v in follow.last_point.items() if k != "seconds"}
         with self.metrics.publish():

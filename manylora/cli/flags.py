@@ -51,6 +51,21 @@ _HYPERPARAMETERS = (
         metavar="NAMES",
         help="Layers that get an adapter; repeat it or use commas  [all-linear]",
     ),
+    click.option("--dora", is_flag=True, default=None, help="DoRA: learn each row's length apart"),
+    click.option(
+        "--learnable-scaling", is_flag=True, default=None, help="Learn the scale of each layer"
+    ),
+    click.option(
+        "--qalora-group",
+        type=click.IntRange(2),
+        metavar="N",
+        help="QA-LoRA: A reads means of N inputs  [off]",
+    ),
+    click.option(
+        "--loraplus-ratio",
+        type=click.FloatRange(0, 1000, min_open=True),
+        help="LoRA+: B's learning rate over A's  [1]",
+    ),
     click.option("--max-length", type=click.IntRange(8), help="Longest example, tokens  [1024]"),
     click.option(
         "--accumulate", type=click.IntRange(1, 256), help="Batches that make one step  [1]"
@@ -90,6 +105,11 @@ def asked(flags: dict[str, Any]) -> dict[str, Any]:
         "lora_r": flags.pop("rank"),
         "lora_alpha": flags.pop("alpha"),
         "lora_dropout": flags.pop("dropout"),
+        "use_dora": flags.pop("dora"),
+        "learnable_scaling": flags.pop("learnable_scaling"),
+        "use_qalora": True if flags["qalora_group"] else None,
+        "qalora_group_size": flags.pop("qalora_group"),
+        "loraplus_lr_ratio": flags.pop("loraplus_ratio"),
         "target_modules": "all-linear" if modules == ["all-linear"] else modules or None,
         "context_length": flags.pop("max_length"),
         "gradient_accumulation_steps": flags.pop("accumulate"),

@@ -124,7 +124,10 @@ def test_eight_jobs_at_once_are_published_with_the_bytes_of_training_alone(
 ):
     tenant, _ = service.tenant(f"t-{uuid.uuid4().hex[:8]}")
     data = [lines(seed) for seed in range(1, 9)]
-    shapes = [{"lora_r": r} for r in (4, 8, 2, 1)] + [{"lora_dropout": d} for d in (0.1, 0.3)]
+    shapes = [{"lora_r": 4}, {"lora_r": 8, "use_dora": True, "lora_dropout": 0.1}]
+    shapes += [{"lora_r": 2, "use_qalora": True, "qalora_group_size": 4}]
+    shapes += [{"lora_r": 1, "learnable_scaling": True, "loraplus_lr_ratio": 4}]
+    shapes += [{"lora_dropout": d} for d in (0.1, 0.3)]
     shapes += [{"target_modules": ["q_proj", "down_proj"]}, {"use_rslora": True}]
     wanted = [
         submit(service, tenant, registered, service.upload(tenant, d), **shape)
@@ -138,20 +141,23 @@ def test_eight_jobs_at_once_are_published_with_the_bytes_of_training_alone(
     (refused,) = wait_for(service, [bad.id], {"failed"})
     assert refused.error_code == "invalid_training_file"
     assert "line 1: $.completion is missing" in refused.error_message
-    for job, d in zip(done, data, strict=True):
+    for job, d, shape in zip(done, data, shapes, strict=True):
         with service.database.transaction() as tx:
             adapter = adapters.find(tx, tenant.id, job.id)
             told = [e.message for e in tx.scalars(select(Event).where(Event.job_id == job.id))]
             (tried,) = jobs.attempts(tx, job.id)
         manifest = json.loads(service.store.get_bytes(adapter.manifest_key))
         assert manifest["numerics"]["fused"] is True
+        assert shape.items() <= manifest["hyperparameters"].items()
+        assert ("gains" in manifest) is ("learnable_scaling" in shape)
         listed = {f["name"]: f["sha256"] for f in manifest["files"]}
         stored = service.store.list(adapter.prefix + "/")
         assert {k.rsplit("/", 1)[1] for k in stored} == set(listed)
         target = tmp_path / "weights"
         name = "adapter_model.safetensors"
         service.store.get_file(f"{adapter.prefix}/{name}", target, listed[name])
-        assert load_file(target)
+        parts = {key.rpartition("_proj.")[2] for key in load_file(target)}
+        assert ("lora_magnitude_vector" in parts) is ("use_dora" in shape)
         assert adapter.weights_sha256 == listed[name] == alone(job, d, tiny_base[1], tmp_path)
         assert job.step == job.total_steps == 6
         assert job.trained_tokens > 0

@@ -6,7 +6,17 @@ import math
 import pytest
 import torch
 
-from lora_core import Costs, Examples, MemoryLimitError, SpecError, Trainer, memory
+from lora_core import (
+    AdapterSpec,
+    Costs,
+    Examples,
+    MemoryLimitError,
+    SpecError,
+    Trainer,
+    memory,
+    targets,
+)
+from lora_core.inject import layers
 from lora_core.segments import Sequence, cut
 from tests.lora_core.models import examples, job, tiny
 
@@ -44,6 +54,40 @@ def test_a_measured_trainer_predicts_more_than_it_holds(one_thread):
     assert costs.row > 0
     assert trainer.predicted_peak() > memory.held(torch.device("cpu")) * 0.5
     assert trainer.step()[0].error is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"dora": True}, {"learnable_scaling": True, "qalora_group_size": 4}],
+)
+def test_a_variants_numbers_and_copies_are_counted(kind, variant, one_thread):
+    bare, full = tiny(kind), Trainer(tiny(kind), slots=1)
+    spec = AdapterSpec(r=3, **variant)
+    before = memory.size_of(bare, spec, targets(bare, spec))
+    full.join(job("j", 1, spec_r=3, **{f"spec_{name}": value for name, value in variant.items()}))
+    weights = full._active["j"].weights
+    apart = sum(gradient.numel() for gradient in weights._apart)
+    assert weights.size == before
+    assert before.numbers == weights.master.numel()
+    assert before.copies == (2 * apart if spec.dora else apart)
+    widths = sum(layer.out_features for layer in layers(full.model).values())
+    assert before.keeps == (4 * widths if spec.dora else 0)
+    assert memory.slot_bytes(before) == 22 * before.numbers + 8 * before.copies
+
+
+def test_what_dora_keeps_of_its_rows_cuts_its_steps(one_thread):
+    plain, turned = Trainer(tiny("llama"), slots=1), Trainer(tiny("llama"), slots=1)
+    many = examples(4, count=30, longest=100)
+    for trainer, dora in ((plain, False), (turned, True)):
+        trainer.join(job("j", 1, examples=many, batch_size=15, spec_dora=dora))
+        trainer.costs_are(Costs(fixed=0.0, row=1.0, square=0.0))
+        trainer.budget.limit = trainer.budget.idle + trainer._slot_bytes() + 600_000
+        trainer.passed = trainer.passes
+        trainer.step()
+    kept = turned.budget.keeps["slot0"]
+    assert kept > 600_000 // 600
+    assert turned.passes - turned.passed > plain.passes - plain.passed
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(one_thread):

@@ -7,12 +7,32 @@ from lora_core.inject import layers
 from tests.lora_core.models import tiny
 
 
-def with_adapter(kind, dtype=torch.float32, slot="default"):
+def with_adapter(kind, dtype=torch.float32, slot="default", **variant):
     model = tiny(kind, dtype)
-    inject(model, AdapterSpec(r=2, seed=1), slot)
+    inject(model, AdapterSpec(r=2, seed=1, **variant), slot)
     for layer in layers(model).values():
         torch.nn.init.constant_(layer.lora_B[slot], 0.05)
+        if slot in layer.lora_magnitude:
+            layer.lora_magnitude[slot].data.mul_(1.1)
+        if slot in layer.lora_gain:
+            layer.lora_gain[slot].data.fill_(0.5)
     return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "variant",
+    [{"dora": True}, {"learnable_scaling": True}, {"qalora_group_size": 8, "alpha": 1.0}],
+)
+def test_a_merged_variant_computes_what_its_layers_do(kind, variant):
+    model = with_adapter(kind, **variant)
+    ids = torch.arange(3, 13)[None]
+    on_the_fly = model(ids).logits
+    assert (on_the_fly - tiny(kind)(ids).logits).abs().max() > 1e-2
+    merge(model)
+    torch.testing.assert_close(model(ids).logits, on_the_fly, atol=1e-4, rtol=0)
+    unmerge(model)
+    torch.testing.assert_close(model(ids).logits, on_the_fly, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

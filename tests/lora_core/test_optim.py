@@ -32,6 +32,27 @@ def test_equals_torchs_adamw_and_the_paper(weight_decay):
     torch.testing.assert_close(mine.square, held["exp_avg_sq"], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_paces_are_torchs_parameter_groups(native, request):
+    kernels = request.getfixturevalue("kernels") if native else None
+    ours, cut = gradient(99), 31
+    first, second = (part.clone().requires_grad_() for part in (ours[:cut], ours[cut:]))
+    mine = AdamW(
+        ours,
+        weight_decay=0.1,
+        paces=[(slice(0, cut), 1.0), (slice(cut, SIZE), 8.0)],
+        kernels=kernels,
+    )
+    groups = [{"params": [first], "lr": 1e-2}, {"params": [second], "lr": 8e-2}]
+    oracle = torch.optim.AdamW(groups, weight_decay=0.1, foreach=False)
+    for step in range(30):
+        mine.step(gradient(step), 1e-2)
+        first.grad, second.grad = gradient(step)[:cut], gradient(step)[cut:]
+        oracle.step()
+    together = torch.cat([first, second]).detach()
+    torch.testing.assert_close(ours, together, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("limit", [0.5, 100.0])
 def test_clip_equals_torchs(limit):
     ours, theirs = gradient(3), torch.nn.Parameter(torch.zeros(SIZE))

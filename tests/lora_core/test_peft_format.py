@@ -30,6 +30,11 @@ def randomise(model, slot="default"):
             layer.lora_B[slot].copy_(
                 torch.randn(layer.lora_B[slot].shape, generator=generator) * 0.1
             )
+            if slot in layer.lora_magnitude:
+                size = layer.lora_magnitude[slot].shape
+                layer.lora_magnitude[slot].mul_(1 + 0.2 * torch.rand(size, generator=generator))
+            if slot in layer.lora_gain:
+                layer.lora_gain[slot].fill_(0.6)
 
 
 def logits(model):
@@ -38,12 +43,16 @@ def logits(model):
         return model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"rslora": True}, {"dora": True}, {"learnable_scaling": True}],
+    ids=["plain", "rslora", "dora", "learnable"],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_loads_ours_and_gives_the_same_logits(kind, rslora, tmp_path):
+def test_peft_loads_ours_and_gives_the_same_logits(kind, variant, tmp_path):
     ours = tiny(kind)
     plain = logits(ours)
-    inject(ours, AdapterSpec(r=4, alpha=8, rslora=rslora, seed=5))
+    inject(ours, AdapterSpec(r=4, alpha=8, seed=5, **variant))
     randomise(ours)
     save_adapter(ours, tmp_path)
     theirs = peft.PeftModel.from_pretrained(tiny(kind), tmp_path)
@@ -51,10 +60,11 @@ def test_peft_loads_ours_and_gives_the_same_logits(kind, rslora, tmp_path):
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_we_load_what_peft_saved(kind, tmp_path):
+def test_we_load_what_peft_saved(kind, dora, tmp_path):
     config = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False
+        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, use_dora=dora
     )
     theirs = peft.get_peft_model(tiny(kind), config)
     theirs.save_pretrained(tmp_path)
@@ -85,7 +95,8 @@ def test_a_regular_expression_names_its_layers_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "no base_model.*lora_magnitude_vector of shape"),
+        ({"use_qalora": True, "qalora_group_size": 4}, r"lora_A.weight of shape \(2, 8\)"),
         ({"bias": "all"}, "biases"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -168,14 +179,47 @@ def test_a_half_precision_base_that_is_not_bf16_saves_fp32(tmp_path):
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
-def test_the_config_goes_there_and_back():
-    spec = AdapterSpec(r=4, alpha=6, dropout=0.1, target_modules=("k_proj", "q_proj"), rslora=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "variant",
+    [{"dora": True}, {"qalora_group_size": 8}, {"qalora_group_size": 4, "learnable_scaling": True}],
+)
+def test_a_variant_goes_to_the_disk_and_back(variant, dtype, tmp_path):
+    ours = tiny("llama", dtype)
+    plain = logits(ours)
+    inject(ours, AdapterSpec(r=2, alpha=0.5, **variant))
+    randomise(ours)
+    save_adapter(ours, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        magnitude = name.endswith("lora_magnitude_vector")
+        assert tensor.dtype == (torch.float32 if magnitude else dtype)
+    width = 32 // variant.get("qalora_group_size", 1)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj."
+    assert tensors[prefix + "lora_A.weight"].shape == (2, width)
+    again = tiny("llama", dtype)
+    spec = load_adapter(again, tmp_path)
+    assert (spec.dora, spec.qalora_group_size) == (
+        variant.get("dora", False),
+        variant.get("qalora_group_size"),
+    )
+    assert (logits(ours) - plain).abs().max() > 1e-3
+    slack = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(logits(again), logits(ours), rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("variant", [{}, {"dora": True}, {"qalora_group_size": 2}])
+def test_the_config_goes_there_and_back(variant):
+    spec = AdapterSpec(
+        r=4, alpha=6, dropout=0.1, target_modules=("k_proj", "q_proj"), rslora=True, **variant
+    )
     config = to_peft_config(spec, base_model_name="b", fan_in_fan_out=True)
     assert from_peft_config(config) == spec
     assert config["lora_alpha"] == 6
     assert isinstance(config["lora_alpha"], int)
     read = peft.LoraConfig.from_peft_type(**config)
     assert read.target_modules == {"k_proj", "q_proj"}
+    assert (read.use_dora, read.use_qalora) == (spec.dora, spec.qalora_group_size is not None)
     assert (read.base_model_name_or_path, read.fan_in_fan_out, read.use_rslora) == ("b", True, True)
 
 

@@ -20,6 +20,11 @@ def test_scaling():
         ({"alpha": 0}, "alpha 0 is not a positive number"),
         ({"alpha": math.nan}, "alpha nan"),
         ({"target_modules": ()}, "target_modules is empty"),
+        ({"qalora_group_size": 1}, "qalora_group_size 1 is less than 2"),
+        ({"loraplus_lr_ratio": 0.0}, "loraplus_lr_ratio 0.0 is not a positive number"),
+        ({"loraplus_lr_ratio": math.inf}, "loraplus_lr_ratio"),
+        ({"dora": True, "qalora_group_size": 4}, "DoRA scales whole rows of the base"),
+        ({"dora": True, "learnable_scaling": True}, "two parameters for one thing"),
     ],
 )
 def test_specs_that_cannot_be(bad, words):

@@ -59,6 +59,11 @@ def training_job(key: str, order: Message) -> TrainingJob:
             target_modules=targets if isinstance(targets, str) else tuple(targets),
             rslora=hyper["use_rslora"],
             seed=order["seed"],
+            # A job that was recorded by an earlier version has none of these.
+            dora=hyper.get("use_dora", False),
+            learnable_scaling=hyper.get("learnable_scaling", False),
+            qalora_group_size=hyper.get("qalora_group_size"),
+            loraplus_lr_ratio=hyper.get("loraplus_lr_ratio", 1.0),
         ),
         examples=Examples.load(folder / "train.safetensors"),
         validation=Examples.load(validation) if validation.exists() else None,
@@ -251,9 +256,11 @@ class Child:
             except OSError as error:
                 self._fail(key, error)
                 return
-            tokens = self._trainer.state(key).counters["tokens"]
+            state = self._trainer.state(key)
             self._leave(key)
+            tokens = state.counters["tokens"]
             done = {"folder": str(out), "step": report.step, "tokens": tokens}
+            done["gains"] = state.gains()
             self._send({"ev": "finished", "key": key, **done})
 
     def _send(self, message: Message) -> None:

@@ -10,11 +10,14 @@ NATIVE = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 
 
 def jobs(dropout):
-    """Three jobs of different rank, length and targets."""
+    """Jobs of different rank, length, targets and variant."""
     return [
         job("a", 1, spec_r=3, spec_dropout=dropout, batch_size=5),
         job("b", 2, spec_r=40, spec_target_modules=("q_proj", "down_proj"), shift_group=8),
         job("c", 3, spec_r=8, spec_dropout=dropout / 2, spec_target_modules=r".*(up|o|v)_proj"),
+        job("d", 4, spec_r=5, spec_dropout=dropout, spec_dora=True),
+        job("e", 5, spec_dora=True, spec_target_modules=("k_proj", "up_proj", "down_proj")),
+        job("f", 6, spec_dropout=dropout, spec_qalora_group_size=8, spec_learnable_scaling=True),
     ]
 
 
@@ -33,10 +36,10 @@ def gradients(trainer, dropout):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("kind", NATIVE)
-def test_as_near_to_float32_as_the_general_way(kind, dropout, kernels):
-    native = Trainer(tiny(kind, torch.bfloat16, whole=True), slots=3, kernels=kernels)
-    general = Trainer(tiny(kind, torch.bfloat16, whole=True), slots=3)
-    exact = Trainer(tiny(kind, torch.bfloat16, whole=True).float(), slots=3, kernels=kernels)
+def test_as_near_to_float32_as_the_general_way(kind, dropout, kernels, one_thread):
+    native = Trainer(tiny(kind, torch.bfloat16, whole=True), slots=6, kernels=kernels)
+    general = Trainer(tiny(kind, torch.bfloat16, whole=True), slots=6)
+    exact = Trainer(tiny(kind, torch.bfloat16, whole=True).float(), slots=6, kernels=kernels)
     assert (native.native, general.native, exact.native) == (True, False, False)
     mine, theirs, truth = (gradients(each, dropout) for each in (native, general, exact))
     for name, (grad, loss) in truth.items():
@@ -81,7 +84,7 @@ def test_what_its_attention_asks_for_has_to_be_seen(kernels):
 
 
 def test_one_forward_a_micro_batch(kernels):
-    trainer = Trainer(tiny("qwen3", torch.bfloat16, whole=True), slots=3, kernels=kernels)
+    trainer = Trainer(tiny("qwen3", torch.bfloat16, whole=True), slots=6, kernels=kernels)
     for each in jobs(0.1):
         trainer.join(each)
     before = trainer.passes

@@ -43,9 +43,11 @@ def client(service: Any) -> Client:
     return Client(service.url, "secret", clock=FakeClock())
 
 
-def publish(service: Any, *, weights: bytes = WEIGHTS, **changes: Any) -> bytes:
+def publish(
+    service: Any, *, weights: bytes = WEIGHTS, config: bytes = CONFIG, **changes: Any
+) -> bytes:
     """Let `service` offer an adapter whose manifest promises WEIGHTS; return the manifest."""
-    contents = {"adapter_config.json": CONFIG, "adapter_model.safetensors": WEIGHTS}
+    contents = {"adapter_config.json": config, "adapter_model.safetensors": WEIGHTS}
     files = [{"name": n, "sha256": _sha(c), "bytes": len(c)} for n, c in contents.items()]
     manifest = json.dumps({"files": files}).encode()
     store = {**contents, "adapter_model.safetensors": weights, "manifest.json": manifest}
@@ -68,6 +70,23 @@ def publish(service: Any, *, weights: bytes = WEIGHTS, **changes: Any) -> bytes:
         json.dumps(card | changes).encode(),
     )
     return manifest
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "not_said"),
+    [
+        (b'{"r": 8, "use_dora": true}', ["PeftModel", "vLLM refuses DoRA"], "vllm serve"),
+        (b'{"r": 8, "use_qalora": true}', ["load_adapter(model"], "PeftModel"),
+    ],
+)
+def test_the_readme_says_who_loads_a_variant(
+    config: bytes, said: list[str], not_said: str, service: Any, client: Client, tmp_path: Path
+) -> None:
+    publish(service, config=config)
+    client.fetch("support", tmp_path / "x")
+    readme = (tmp_path / "x" / "README.md").read_text()
+    assert all(words in readme for words in said)
+    assert not_said not in readme
 
 
 def test_fetch_makes_a_whole_folder(service: Any, client: Client, tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_submit_detached_prints_the_id(data: Path, service: Any, manylora: Any) 
     service.answers["POST", "/v1/files"] = (200, b'{"id":"file-1"}')
     service.answers["POST", JOBS] = (200, json.dumps(job("validating_files")).encode())
     words = "submit good.jsonl --base tiny --rank 8 --epochs 2 --target-modules q_proj,v_proj"
+    words += " --qalora-group 8 --learnable-scaling --loraplus-ratio 4"
     code, out, _ = manylora(*words.split(), "--metadata", "team=blue", "-d")
     assert (code, out) == (0, "ftjob-1\n")
     sent = json.loads(service.asked[-1][3])
@@ -241,6 +242,10 @@ def test_submit_detached_prints_the_id(data: Path, service: Any, manylora: Any) 
     assert sent["method"]["supervised"]["hyperparameters"] == {
         "n_epochs": 2,
         "lora_r": 8,
+        "learnable_scaling": True,
+        "use_qalora": True,
+        "qalora_group_size": 8,
+        "loraplus_lr_ratio": 4.0,
         "target_modules": ["q_proj", "v_proj"],
     }
     ends(service, "failed")
