@@ -48,15 +48,18 @@ class Owned:
 
     @property
     def slot(self) -> str:
+        """The slot."""
         assert self.span.slot is not None
         return self.span.slot
 
     @property
     def rows(self) -> slice:
+        """Its rows of the flat axis."""
         return slice(self.span.start, self.span.stop)
 
     @property
     def labels(self) -> slice:
+        """Its rows among the labels."""
         return slice(self.span.label_start, self.span.label_stop)
 
 

@@ -56,6 +56,9 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use_qalora: bool = False
     qalora_group_size: Annotated[int, Meta(ge=2)] | None = None
     loraplus_lr_ratio: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    longlora_group_size: Annotated[int, Meta(ge=2, multiple_of=2)] | None = None
+    train_norms: bool = False
+    train_embeddings: bool = False
     target_modules: str | list[str] = "all-linear"
     context_length: Annotated[int, Meta(ge=8)] = 1024
     gradient_accumulation_steps: _Count = 1
@@ -84,6 +87,9 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     use_qalora: bool
     qalora_group_size: int | None
     loraplus_lr_ratio: float
+    longlora_group_size: int | None
+    train_norms: bool
+    train_embeddings: bool
     target_modules: str | list[str]
     context_length: int
     gradient_accumulation_steps: int
@@ -169,6 +175,9 @@ def resolve(
         use_qalora=asked.use_qalora,
         qalora_group_size=group,
         loraplus_lr_ratio=asked.loraplus_lr_ratio,
+        longlora_group_size=asked.longlora_group_size,
+        train_norms=asked.train_norms,
+        train_embeddings=asked.train_embeddings,
         target_modules=asked.target_modules,
         context_length=asked.context_length,
         gradient_accumulation_steps=asked.gradient_accumulation_steps,

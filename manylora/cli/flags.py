@@ -66,6 +66,18 @@ _HYPERPARAMETERS = (
         type=click.FloatRange(0, 1000, min_open=True),
         help="LoRA+: B's learning rate over A's  [1]",
     ),
+    click.option(
+        "--longlora-group",
+        type=click.IntRange(2),
+        help="LongLoRA: attention in shifted groups of N tokens, an even number  [off]",
+    ),
+    click.option("--train-norms", is_flag=True, default=None, help="Train the norms, too"),
+    click.option(
+        "--train-embeddings",
+        is_flag=True,
+        default=None,
+        help="Train the input vectors of the dataset's tokens, too",
+    ),
     click.option("--max-length", type=click.IntRange(8), help="Longest example, tokens  [1024]"),
     click.option(
         "--accumulate", type=click.IntRange(1, 256), help="Batches that make one step  [1]"
@@ -110,6 +122,9 @@ def asked(flags: dict[str, Any]) -> dict[str, Any]:
         "use_qalora": True if flags["qalora_group"] else None,
         "qalora_group_size": flags.pop("qalora_group"),
         "loraplus_lr_ratio": flags.pop("loraplus_ratio"),
+        "longlora_group_size": flags.pop("longlora_group"),
+        "train_norms": flags.pop("train_norms"),
+        "train_embeddings": flags.pop("train_embeddings"),
         "target_modules": "all-linear" if modules == ["all-linear"] else modules or None,
         "context_length": flags.pop("max_length"),
         "gradient_accumulation_steps": flags.pop("accumulate"),

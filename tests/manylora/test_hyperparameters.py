@@ -44,6 +44,7 @@ def test_targets_that_match_nothing_list_what_exists():
         ({"qalora_group_size": 8}, "set use_qalora, too"),
         ({"use_qalora": True, "qalora_group_size": 1}, "qalora_group_size"),
         ({"loraplus_lr_ratio": 0}, "loraplus_lr_ratio"),
+        ({"longlora_group_size": 7}, "longlora_group_size"),
         ({"use_dora": "yes"}, "use_dora"),
     ],
 )

@@ -50,6 +50,7 @@ def training_job(key: str, order: Message) -> TrainingJob:
     folder = Path(order["folder"])
     targets = hyper["target_modules"]
     validation = folder / "validation.safetensors"
+    examples = Examples.load(folder / "train.safetensors")
     return TrainingJob(
         job_id=key,
         spec=AdapterSpec(
@@ -64,8 +65,10 @@ def training_job(key: str, order: Message) -> TrainingJob:
             learnable_scaling=hyper.get("learnable_scaling", False),
             qalora_group_size=hyper.get("qalora_group_size"),
             loraplus_lr_ratio=hyper.get("loraplus_lr_ratio", 1.0),
+            train_norms=hyper.get("train_norms", False),
+            trainable_tokens=_tokens(examples) if hyper.get("train_embeddings") else (),
         ),
-        examples=Examples.load(folder / "train.safetensors"),
+        examples=examples,
         validation=Examples.load(validation) if validation.exists() else None,
         epochs=hyper["n_epochs"],
         batch_size=hyper["batch_size"],
@@ -79,7 +82,13 @@ def training_job(key: str, order: Message) -> TrainingJob:
         eval_every=hyper["eval_every"],
         patience=hyper["early_stopping_patience"],
         min_delta=hyper["early_stopping_min_delta"],
+        shift_group=hyper.get("longlora_group_size"),
     )
+
+
+def _tokens(examples: Examples) -> tuple[int, ...]:
+    """Every token there is: the vectors of others would have no gradient."""
+    return tuple(sorted(set(examples.input_ids.tolist())))
 
 
 @dataclass

@@ -234,6 +234,7 @@ def test_submit_detached_prints_the_id(data: Path, service: Any, manylora: Any) 
     service.answers["POST", JOBS] = (200, json.dumps(job("validating_files")).encode())
     words = "submit good.jsonl --base tiny --rank 8 --epochs 2 --target-modules q_proj,v_proj"
     words += " --qalora-group 8 --learnable-scaling --loraplus-ratio 4"
+    words += " --longlora-group 256 --train-norms --train-embeddings"
     code, out, _ = manylora(*words.split(), "--metadata", "team=blue", "-d")
     assert (code, out) == (0, "ftjob-1\n")
     sent = json.loads(service.asked[-1][3])
@@ -246,6 +247,9 @@ def test_submit_detached_prints_the_id(data: Path, service: Any, manylora: Any) 
         "use_qalora": True,
         "qalora_group_size": 8,
         "loraplus_lr_ratio": 4.0,
+        "longlora_group_size": 256,
+        "train_norms": True,
+        "train_embeddings": True,
         "target_modules": ["q_proj", "v_proj"],
     }
     ends(service, "failed")
