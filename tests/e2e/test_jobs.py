@@ -128,7 +128,8 @@ def test_eight_jobs_at_once_are_published_with_the_bytes_of_training_alone(
     shapes += [{"lora_r": 2, "use_qalora": True, "qalora_group_size": 4}]
     shapes += [{"lora_r": 1, "learnable_scaling": True, "loraplus_lr_ratio": 4}]
     shapes += [{"lora_dropout": d} for d in (0.1, 0.3)]
-    shapes += [{"target_modules": ["q_proj", "down_proj"]}, {"use_rslora": True}]
+    longlora = {"longlora_group_size": 8, "train_norms": True}
+    shapes += [{"target_modules": ["q_proj", "down_proj"]}, {"use_rslora": True, **longlora}]
     wanted = [
         submit(service, tenant, registered, service.upload(tenant, d), **shape)
         for d, shape in zip(data, shapes, strict=True)
@@ -144,7 +145,8 @@ def test_eight_jobs_at_once_are_published_with_the_bytes_of_training_alone(
     for job, d, shape in zip(done, data, shapes, strict=True):
         with service.database.transaction() as tx:
             adapter = adapters.find(tx, tenant.id, job.id)
-            told = [e.message for e in tx.scalars(select(Event).where(Event.job_id == job.id))]
+            history = select(Event).where(Event.job_id == job.id).order_by(Event.seq)
+            told = [e.message for e in tx.scalars(history)]
             (tried,) = jobs.attempts(tx, job.id)
         manifest = json.loads(service.store.get_bytes(adapter.manifest_key))
         assert manifest["numerics"]["fused"] is True
