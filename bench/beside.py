@@ -1,8 +1,9 @@
 """A variant of LoRA in this engine and in PEFT, in one process, turn by turn.
 
-Run by variants.py in a fresh process. Both train the same base on the same rows; a round is one
-step of PEFT's loop (swapped.py's, with the variant's own module or optimizer), one of this engine
-with one job and one with several, so that whatever the machine does besides hits all alike.
+Run by variants.py in a fresh process. The order's `clock` is "wall", or "cpu": the processor's
+seconds, which a busy machine stretches less. Both train the same base on the same rows; a round is
+one step of PEFT's loop (swapped.py's, with the variant's own module or optimizer), one of this
+engine with one job and one with several, so that whatever the machine does besides hits all alike.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ OURS: dict[str, dict[str, Any]] = {
     "QA-LoRA": {"qalora_group_size": GROUP},
     "DoRA": {"dora": True},
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MIDDLE = dict(
     vocab_size=32000,
     hidden_size=768,
@@ -105,10 +107,11 @@ def _ours(order: measure.Row, jobs: int) -> Iterator[float]:
                 seed=number,
             )
         )
+    clock = CLOCKS[order["clock"]]
     while True:
-        began = time.perf_counter()
+        began = clock()
         reports = trainer.step()
-        took = time.perf_counter() - began
+        took = clock() - began
         if len(reports) != jobs or any(report.error for report in reports):
             raise RuntimeError(f"{order['variant']}: a job failed")
         yield took
@@ -138,8 +141,9 @@ def _pefts(order: measure.Row) -> Iterator[float]:
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=workload.RATE, weight_decay=0.0)
     mine = [p for group in optimizer.param_groups for p in group["params"]]
+    clock = CLOCKS[order["clock"]]
     for part in cycle(workload.batches(_rows(order, 0), workload.BATCH)):
-        began = time.perf_counter()
+        began = clock()
         scale()
         loss = model(**padded([{"input_ids": ids} for ids in part])).loss
         loss.backward()
@@ -147,7 +151,7 @@ def _pefts(order: measure.Row) -> Iterator[float]:
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-        yield time.perf_counter() - began
+        yield clock() - began
 
 
 def _changed(model: Any, variant: str, spec: LoraConfig) -> Callable[[], None]:
@@ -172,6 +176,7 @@ def _changed(model: Any, variant: str, spec: LoraConfig) -> Callable[[], None]:
 
 def compared(order: measure.Row) -> measure.Row:
     """Medians of the seconds a step takes, without the first two rounds."""
+    torch.set_num_threads(order["threads"] or torch.get_num_threads())
     takers = {
         "peft": _pefts(order),
         "one": _ours(order, 1),
@@ -185,6 +190,7 @@ def compared(order: measure.Row) -> measure.Row:
     return {
         "variant": order["variant"],
         "ran_native": order["ran_native"],
+        "threads": torch.get_num_threads(),
         "peft_seconds": median["peft"],
         "one_seconds": median["one"],
         "many_seconds": median["many"],

@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
     asked = argparse.ArgumentParser(prog="python -m bench.variants", description=__doc__)
     asked.add_argument("--quick", action="store_true", help="two rounds of a small part")
     asked.add_argument("--rounds", type=int, default=9, help="steps that are measured")
+    asked.add_argument("--threads", type=int, default=0, help="by default all")
+    asked.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    asked.add_argument("--variants", default=",".join(VARIANTS))
     asked.add_argument("--bases", default=",".join(BASES))
     given = asked.parse_args(argv)
     out = OUT / "quick" if given.quick else OUT
@@ -45,13 +48,15 @@ def main(argv: list[str]) -> int:
     folder = str(rows.base()) if "gemma" in bases else ""
     sys.stdout.write(_HEAD)
     for base in bases:
-        for variant in VARIANTS:
+        for variant in given.variants.split(","):
             order: Row = {
                 "base": base,
                 "variant": variant,
                 "jobs": JOBS,
                 "rounds": 2 if given.quick else given.rounds,
                 "folder": folder,
+                "threads": given.threads,
+                "clock": given.clock,
             }
             row = measure.fresh("bench.beside", order)
             row.pop("folder")
