@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import rng
+from lora_core.quantize.layer import QuantizedLinear
 from lora_core.spec import AdapterSpec
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Focus:
 
 
 class LoraLinear(nn.Module):
-    """A base layer (nn.Linear, or transformers' Conv1D with weight [D, O]) and its slots."""
+    """A base layer (nn.Linear, transformers' Conv1D with weight [D, O], or a quantised one) and its
+    slots."""
 
     def __init__(self, base: nn.Module, name: str, focus: Focus) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class LoraLinear(nn.Module):
         self.name = name
         self.focus = focus
         self.transposed = type(base).__name__ == "Conv1D"
-        rows, columns = self.weight.shape
+        rows, columns = shape_of(base)
         self.in_features, self.out_features = (
             (rows, columns) if self.transposed else (columns, rows)
         )
@@ -64,8 +66,18 @@ class LoraLinear(nn.Module):
         self.place = 0
 
     @property
+    def quantized(self) -> QuantizedLinear | None:
+        """The base, if its weight is kept in few bits."""
+        return self.base if isinstance(self.base, QuantizedLinear) else None
+
+    @property
+    def of_conv1d(self) -> bool:
+        """Whether it stands for a Conv1D, quantised or not."""
+        return self.transposed or (self.quantized is not None and self.quantized.of_conv1d)
+
+    @property
     def weight(self) -> Tensor:
-        """The base's own weight."""
+        """The base's own weight; of a quantised one, made whole each time it is asked for."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -80,7 +92,7 @@ class LoraLinear(nn.Module):
     def add(self, slot: str, spec: AdapterSpec) -> None:
         """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5), zero B [O, R], both
         float32; A depends on (spec.seed, the layer's name) alone."""
-        device = self.weight.device
+        device = device_of(self.base)
         bound = 1.0 / math.sqrt(self.in_features)
         drawn = rng.uniform(("init", spec.seed, self.name), (spec.r, self.in_features))
         a = (drawn * 2 - 1) * bound
@@ -108,3 +120,21 @@ class LoraLinear(nn.Module):
             return y
         low = F.linear(x, self.lora_A[slot].to(x.dtype))
         return y + F.linear(low, self.lora_B[slot].to(x.dtype)) * self.specs[slot].scaling
+
+
+def shape_of(base: nn.Module) -> torch.Size:
+    """The shape of a base layer's weight, which is not made whole for that."""
+    if isinstance(base, QuantizedLinear):
+        return base.shape
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape
+
+
+def device_of(base: nn.Module) -> torch.device:
+    """Where a base layer's weight is."""
+    if isinstance(base, QuantizedLinear):
+        return base.device
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight.device

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lora_core.layer import LoraLinear, shape_of
 from lora_core.segments import LONG, Segment, padded_length
 
 #: a prediction is this much over the fit: allocators round and keep
@@ -108,9 +109,7 @@ def numbers_of(model: nn.Module, r: int, names: Iterable[str]) -> int:
     total = 0
     for name in names:
         layer = model.get_submodule(name)
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        total += r * sum(weight.shape)
+        total += r * sum(shape_of(layer.base if isinstance(layer, LoraLinear) else layer))
     return total
 
 

@@ -75,7 +75,7 @@ def save_adapter(
         first.specs[slot],
         target_modules=_shortest(model, set(hit)),
         base_model_name=base_model_name,
-        fan_in_fan_out=any(layer.transposed for layer in hit.values()),
+        fan_in_fan_out=any(layer.of_conv1d for layer in hit.values()),
     )
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
