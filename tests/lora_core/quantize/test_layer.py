@@ -1,11 +1,23 @@
 """Quantised layers in the place of whole ones: the same numbers as their weight made whole, made
 once a pass, and closed to what they cannot do."""
 
+import json
+
+import peft
 import pytest
 import torch
 from torch import nn
 
-from lora_core import AdapterSpec, LoraError, SpecError, Trainer, inject, merge, weights_digest
+from lora_core import (
+    AdapterSpec,
+    LoraError,
+    SpecError,
+    Trainer,
+    inject,
+    merge,
+    save_adapter,
+    weights_digest,
+)
 from lora_core.inject import candidates, layers
 from lora_core.quantize import QuantizedLinear, method_of, name_of, quantize_layers
 from tests.lora_core.models import job, tiny
@@ -15,12 +27,12 @@ METHODS = ("nf4", "int8", "int4-g16")
 
 def quantized(kind, method, dtype=torch.float32, **options):
     """A tiny model whose linear layers are quantised."""
-    model = tiny(kind, dtype, **options)
+    model = tiny(kind, dtype, **options)  # `whole` is about widths
     quantize_layers(model, list(candidates(model)), method_of(method))
     return model
 
 
-def whole(kind, method, dtype=torch.float32, **options):
+def made_whole(kind, method, dtype=torch.float32, **options):
     """The same model, its weights made whole again."""
     model, few = tiny(kind, dtype, **options), quantized(kind, method, dtype, **options)
     with torch.no_grad():
@@ -33,7 +45,7 @@ def whole(kind, method, dtype=torch.float32, **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_it_computes_what_its_whole_weight_computes(kind, method):
-    few, plain = quantized(kind, method), whole(kind, method)
+    few, plain = quantized(kind, method), made_whole(kind, method)
     ids = torch.arange(3, 20)[None]
     torch.testing.assert_close(few(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
     assert isinstance(next(iter(candidates(few).values())), QuantizedLinear)
@@ -44,12 +56,25 @@ def test_it_computes_what_its_whole_weight_computes(kind, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_on_it_takes_the_steps_it_takes_on_the_whole_weights(method, dtype):
     losses = []
-    for model in (quantized("llama", method, dtype), whole("llama", method, dtype)):
+    for model in (quantized("llama", method, dtype), made_whole("llama", method, dtype)):
         trainer = Trainer(model, slots=2)
         assert trainer.fused
         trainer.join(job("a", 3, spec_dropout=0.1))
         losses.append([trainer.step()[0].loss for _ in range(6)])
     assert losses[0] == losses[1]  # the same products of the same numbers
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_native_kernels_take_it_like_its_whole_weights(method, kernels):
+    losses = []
+    for made in (quantized, made_whole):
+        model = made("llama", method, torch.bfloat16, whole=True)
+        trainer = Trainer(model, slots=2, kernels=kernels)
+        assert trainer.native
+        trainer.join(job("a", 3, spec_dropout=0.1))
+        trainer.join(job("b", 4, spec_target_modules=("down_proj",)))
+        losses.append([report.loss for _ in range(4) for report in trainer.step()])
+    assert losses[0] == losses[1]
 
 
 def test_the_gradient_goes_through_it_and_not_into_it():
@@ -111,6 +136,16 @@ def test_the_digest_covers_the_parts_and_training_leaves_them():
     assert weights_digest(model) == before
     layers(model)["model.layers.1.mlp.up_proj"].base.codes[0] ^= 1
     assert weights_digest(model) != before
+
+
+def test_an_adapter_of_a_quantised_conv1d_says_so(tmp_path):
+    model = quantized("gpt2", "int8")
+    inject(model, AdapterSpec(r=2))
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is True
+    loaded = peft.PeftModel.from_pretrained(tiny("gpt2"), tmp_path)
+    assert loaded(torch.arange(3, 9)[None]).logits.isfinite().all()
 
 
 def test_what_cannot_be_is_said_in_a_sentence():
