@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.layer import LoraLinear, device_of
+from lora_core.native.kernels import Kernels
 from lora_core.quantize.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -98,9 +99,15 @@ class LinearGroup:
 
 
 @torch.no_grad()
-def find_groups(model: nn.Module, carriers: list[LoraLinear], probe: Callable[[], object]) -> None:
+def find_groups(
+    model: nn.Module,
+    carriers: list[LoraLinear],
+    probe: Callable[[], object],
+    native: Kernels | None = None,
+) -> None:
     """Put every carrier into a group. `probe` runs the model once; carriers that follow each
-    other in it, have one parent and are handed the same tensor belong together."""
+    other in it, have one parent and are handed the same tensor belong together. `native` kernels
+    help with quantised weights."""
     seen: list[tuple[LoraLinear, Tensor]] = []
     hooks = [
         carrier.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
@@ -124,7 +131,7 @@ def find_groups(model: nn.Module, carriers: list[LoraLinear], probe: Callable[[]
             groups.append([carrier])
         last = given
     groups += [[carrier] for carrier in carriers if carrier.name not in placed]
-    scratch = Scratch()
+    scratch = Scratch(native)
     for group in groups:
         LinearGroup(group, scratch)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_core.errors import SpecError
+from lora_core.native.kernels import Kernels
 
 GROUP = 32
 LARGEST = 15
@@ -57,7 +58,9 @@ class Int4:
             "zeros": zeros,
         }
 
-    def dequantize(self, parts: dict[str, Tensor], out: Tensor) -> Tensor:
+    def dequantize(
+        self, parts: dict[str, Tensor], out: Tensor, native: Kernels | None = None
+    ) -> Tensor:
         """The whole weight into `out`; float64 where that is asked for."""
         codes, wide = parts["codes"], _wide(out)
         rows, columns = out.shape

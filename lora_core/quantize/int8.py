@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lora_core.native.kernels import Kernels
+
 #: rows dequantised at once, in numbers
 _CHUNK = 1 << 17
 
@@ -33,7 +35,9 @@ class Int8:
         codes = torch.round(wide * (127.0 / absmax.clamp(min=1e-30))[:, None])
         return {"codes": codes.clamp_(-127, 127).to(torch.int8), "absmax": absmax}
 
-    def dequantize(self, parts: dict[str, Tensor], out: Tensor) -> Tensor:
+    def dequantize(
+        self, parts: dict[str, Tensor], out: Tensor, native: Kernels | None = None
+    ) -> Tensor:
         """The whole weight into `out`."""
         codes, scale = parts["codes"], parts["absmax"]
         step = max(1, _CHUNK // max(1, codes.shape[1]))

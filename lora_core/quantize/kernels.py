@@ -1,7 +1,8 @@
-"""Another's kernels in the place of plain torch, where there are any: chosen here and nowhere else.
+"""Faster ways to make an NF4 weight whole, chosen here and nowhere else; where there is none, plain
+torch does it (`nf4.py`). All of them compute the same numbers.
 
-On CUDA, bitsandbytes writes a whole NF4 weight in one kernel; its numbers are those of `nf4.py`.
-On a CPU plain torch does it: bitsandbytes is no dependency.
+On a CPU with native kernels theirs writes a bfloat16 weight; on CUDA bitsandbytes', where it is
+installed.
 """
 
 from __future__ import annotations
@@ -13,15 +14,27 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from lora_core.native.kernels import Kernels
 
-def dequantize_nf4(codes: Tensor, absmax: Tensor, block: int, out: Tensor) -> bool:
-    """Whether a kernel wrote levels[codes] * absmax into `out` [O, D]; if not, it is to be done."""
-    if out.device.type != "cuda" or not out.is_contiguous() or _bitsandbytes() is None:
-        return False
-    torch.ops.bitsandbytes.dequantize_4bit.out(
-        codes.view(-1, 1), absmax, block, "nf4", list(out.shape), out.dtype, out=out
-    )
-    return True
+#: numbers of a block the native kernel knows
+_BLOCK = 64
+
+
+def dequantize_nf4(
+    codes: Tensor, levels: Tensor, scales: Tensor, block: int, out: Tensor, native: Kernels | None
+) -> bool:
+    """Whether a kernel wrote levels[codes] * scales, block by block, into `out` [O, D], which is
+    contiguous; if not, it is to be done."""
+    if out.device.type == "cuda" and _bitsandbytes() is not None:
+        torch.ops.bitsandbytes.dequantize_4bit.out(
+            codes.view(-1, 1), scales, block, "nf4", list(out.shape), out.dtype, out=out
+        )
+        return True
+    suits = out.dtype == torch.bfloat16 and block == _BLOCK and out.numel() % _BLOCK == 0
+    if out.device.type == "cpu" and native is not None and suits:
+        native.nf4(codes, levels, scales, out)
+        return True
+    return False
 
 
 @cache

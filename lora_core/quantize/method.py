@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_core.errors import SpecError
+from lora_core.native.kernels import Kernels
 from lora_core.quantize.int4 import GROUP, Int4
 from lora_core.quantize.int8 import Int8
 from lora_core.quantize.nf4 import Nf4
@@ -33,9 +34,10 @@ class Method(Protocol):
     def quantize(self, weight: Tensor) -> Parts:
         """The parts of a weight [O, D] of any float dtype. Raises: SpecError."""
 
-    def dequantize(self, parts: Parts, out: Tensor) -> Tensor:
+    def dequantize(self, parts: Parts, out: Tensor, native: Kernels | None = None) -> Tensor:
         """The whole weight into `out` [O, D] (contiguous, of any float dtype); returns it. It is
-        worked out in float32 and rounded once."""
+        worked out in float32 and rounded once. `native` kernels are used where they suit; the
+        numbers are the same."""
 
 
 def method_of(name: str) -> Method:

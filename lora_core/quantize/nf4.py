@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lora_core.native.kernels import Kernels
 from lora_core.quantize import kernels
 
 BLOCK = 64
@@ -58,7 +59,7 @@ class Nf4:
         tail = flat.numel() % BLOCK
         if tail:  # bitsandbytes divides here
             scaled[-1] = (blocks[-1] / absmax[-1].clamp(min=1e-38)).clamp_(-1, 1)
-        levels = torch.tensor(LEVELS, device=flat.device)
+        levels = _levels(flat.device)
         found = torch.bucketize(scaled, (levels[:-1] + levels[1:]) / 2, out_int32=True)
         codes = found.to(torch.uint8).reshape(-1)[: flat.numel() + flat.numel() % 2]
         offset = absmax.mean()
@@ -70,12 +71,15 @@ class Nf4:
             "offset": offset,
         }
 
-    def dequantize(self, parts: dict[str, Tensor], out: Tensor) -> Tensor:
+    def dequantize(
+        self, parts: dict[str, Tensor], out: Tensor, native: Kernels | None = None
+    ) -> Tensor:
         """The whole weight into `out`."""
         scale = absmax(parts)
-        if kernels.dequantize_nf4(parts["codes"], scale, BLOCK, out):
+        codes = parts["codes"]
+        if kernels.dequantize_nf4(codes, _levels(out.device), scale, BLOCK, out, native):
             return out
-        flat, codes = out.view(-1), parts["codes"]
+        flat = out.view(-1)
         table = _pairs(out.device)
         for start in range(0, flat.numel(), _CHUNK):
             into = flat[start : start + _CHUNK]
@@ -131,6 +135,11 @@ def _blocks(flat: Tensor, size: int) -> Tensor:
     """[b, size], filled up with zeros."""
     missing = -flat.numel() % size
     return torch.nn.functional.pad(flat, (0, missing)).view(-1, size)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.tensor(LEVELS, dtype=torch.float32, device=device)
 
 
 @cache

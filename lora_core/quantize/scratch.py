@@ -12,15 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lora_core.native.kernels import Kernels
 from lora_core.quantize.layer import QuantizedLinear
 
 
 class Scratch:
     """The buffer, and whose weight it holds. `made` counts how often one was made whole. What
-    `weight` returns is good until it is asked for another."""
+    `weight` returns is good until it is asked for another. `native` kernels make it where they
+    suit."""
 
-    def __init__(self) -> None:
+    def __init__(self, native: Kernels | None = None) -> None:
         self.made = 0
+        self._native = native
         self._room: Tensor | None = None
         self._holds: list[tuple[Tensor, int]] = []
 
@@ -34,7 +37,8 @@ class Scratch:
             self._holds = []
             start = 0
             for layer in layers:
-                layer.method.dequantize(layer.parts, whole[start : start + layer.out_features])
+                mine = whole[start : start + layer.out_features]
+                layer.method.dequantize(layer.parts, mine, self._native)
                 start += layer.out_features
             self._holds = parts
             self.made += 1
