@@ -244,12 +244,11 @@ def quantized(rows: Rows) -> str:
             _gib(found),
             shown(over(by_round(found, "peak_bytes"), usual), 2),
             _cell(found, "base_bytes", 0, 1e-6, " MB"),
-            _cell(found, ALL),
         ]
         for name, found in every
         if found
     ]
-    headers = ("variant", "peak GiB", "against bitsandbytes", "the base's files", "tokens/s")
+    headers = ("variant", "peak GiB", "against bitsandbytes", "the base's files")
     return table(headers, lines) if lines else NOTHING
 
 
