@@ -49,6 +49,7 @@ bench: setup  ## measure against the peers, over an hour; writes docs/performanc
 	"$(BIN)/python" -m bench.report --check
 	"$(BIN)/python" -m bench.engine
 	"$(BIN)/python" -m bench.memory
+	"$(BIN)/python" -m bench.quantized
 	"$(BIN)/python" -m bench.service
 	"$(BIN)/python" -m bench.report
 
@@ -56,6 +57,7 @@ bench-quick: setup  ## see that the bench works: a few minutes, numbers that mea
 	"$(BIN)/python" -m bench.report --check
 	"$(BIN)/python" -m bench.engine --quick
 	"$(BIN)/python" -m bench.memory --quick
+	"$(BIN)/python" -m bench.quantized --quick
 	"$(BIN)/python" -m bench.service --quick
 	"$(BIN)/python" -m bench.report --quick
 

@@ -108,13 +108,15 @@ def cuda() -> list[Variant]:
     ]
 
 
-def measured(variants: list[Variant], folder: Path, file: Path, command: str) -> list[Row]:
-    """Take every variant in each of its rounds; rows as they are in the file."""
+def measured(variants: list[Variant], folder: Path | None, file: Path, command: str) -> list[Row]:
+    """Take every variant in each of its rounds, on the base in `folder` or `at` the one its order
+    names; rows as they are in the file."""
     found = rows.Rows(file, command)
     for number in range(max(variant.rounds for variant in variants)):
         turn = [variant for variant in variants if number < variant.rounds]
         for variant in turn if number % 2 == 0 else reversed(turn):
-            order = {**variant.order, "folder": str(folder)}
+            order = dict(variant.order)
+            order["folder"] = order.pop("at", str(folder))
             row = measure.fresh(variant.module, order)
             row.pop("folder")
             found.add({"what": variant.what, "round": number, **row})
@@ -126,7 +128,7 @@ def measured(variants: list[Variant], folder: Path, file: Path, command: str) ->
 def _line(variant: Variant, number: int, row: Row) -> str:
     told = ", ".join(
         f"{key} {row[key]}"
-        for key in ("base", "jobs", "length", "rank", "native", "exact", "adapter_dtype")
+        for key in ("base", "jobs", "length", "rank", "native", "exact", "bits", "adapter_dtype")
         if key in row
     )
     rate = row.get("steady_tokens_per_second") or row.get("tokens_per_second")

@@ -42,14 +42,25 @@ def packed(kind: str, folder: Path, device: str) -> Any:
     return model.to(device)
 
 
-def plain(kind: str, folder: Path, device: str) -> Any:
-    """The same base as anybody loads it."""
+def plain(kind: str, folder: Path, device: str, *, four_bits: bool = False) -> Any:
+    """The same base as anybody loads it; with `four_bits`, put into NF4 by bitsandbytes."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if kind == "gemma":
+        more: dict[str, Any] = {}
+        if four_bits:
+            more["device_map"] = {"": device}
+            more["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, local_files_only=True
+            folder, dtype=torch.bfloat16, local_files_only=True, **more
         )
+        if getattr(model, "is_quantized", False):
+            return model
     else:
         model = _llama()
     return model.to(device)

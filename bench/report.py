@@ -16,7 +16,7 @@ from bench.measure import OUT, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured by `make bench`: {} -->", "<!-- end -->"
-FILES = ("engine", "memory", "service")
+FILES = ("engine", "memory", "quantized", "service")
 
 
 def filled(text: str, blocks: dict[str, str]) -> str:

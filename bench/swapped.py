@@ -21,7 +21,7 @@ from bench.alone import padded
 def train(order: measure.Row) -> measure.Row:
     """The order's jobs, one after another, as measure.rates."""
     kind, folder, device = order["base"], Path(order["folder"]), order.get("device", "cpu")
-    model = models.plain(kind, folder, device)
+    model = models.plain(kind, folder, device, four_bits=order.get("four_bits", False))
     spec = LoraConfig(
         r=order["rank"],
         lora_alpha=workload.ALPHA,

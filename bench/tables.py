@@ -212,6 +212,46 @@ def predicted(rows: Rows) -> str:
     return table(headers, lines) if lines else NOTHING
 
 
+def quantized(rows: Rows) -> str:
+    """One base in four bits and whole, here and by the peer."""
+
+    def of(what: str, **where: object) -> Rows:
+        plain = {"native": True, "four_bits": False, "jobs": 1, "saved": False}
+        wanted = {"part": "quantized", **plain, **where}
+        return [
+            row
+            for row in rows
+            if row["what"] == what and all(row.get(k, plain.get(k)) == v for k, v in wanted.items())
+        ]
+
+    usual = by_round(of("set_adapter", bits="nf4", four_bits=True), "peak_bytes")
+    every = (
+        (
+            "PEFT on bitsandbytes, quantised as it loads",
+            of("set_adapter", bits="nf4", four_bits=True),
+        ),
+        ("PEFT on bitsandbytes, saved quantised", of("set_adapter", bits="nf4", saved=True)),
+        ("PEFT on the whole base", of("set_adapter", bits="bf16")),
+        ("1 job, NF4", of("ours", bits="nf4")),
+        ("1 job, NF4, no native kernels", of("ours", bits="nf4", native=False)),
+        ("1 job, whole base", of("ours", bits="bf16")),
+        ("8 jobs, NF4", of("ours", bits="nf4", jobs=8)),
+        ("8 jobs, whole base", of("ours", bits="bf16", jobs=8)),
+    )
+    lines = [
+        [
+            name,
+            _gib(found),
+            shown(over(by_round(found, "peak_bytes"), usual), 2),
+            _cell(found, "base_bytes", 0, 1e-6, " MB"),
+        ]
+        for name, found in every
+        if found
+    ]
+    headers = ("variant", "peak GiB", "against bitsandbytes", "the base's files")
+    return table(headers, lines) if lines else NOTHING
+
+
 def service(rows: Rows) -> str:
     """Jobs through the service."""
     lines = []
@@ -311,5 +351,6 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "rank": lambda rows: growth(rows, "rank"),
     "llama": llama,
     "predicted": predicted,
+    "quantized": quantized,
     "service": service,
 }

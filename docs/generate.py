@@ -1,5 +1,5 @@
 """Write the parts of docs/ that come from the code: settings, commands, errors, metrics, moves, the
-bucket.
+bucket, the bits of a quantised base.
 
 `make docs` runs it; `python docs/generate.py --check` only says which files are not fresh.
 What stands outside of the markers is written by hand and left alone.
@@ -180,6 +180,44 @@ def bucket() -> str:
     return "\n".join(["```", *(line[4:] for line in lines if line.startswith("    ")), "```"])
 
 
+def bits() -> str:
+    """Every quantisation: its paper, and what a weight takes in it."""
+    from lora_core.quantize import bits_per_weight, weight_bytes
+
+    every = (
+        ("none (`bfloat16`)", "bfloat16", "", "no: rounded to bfloat16"),
+        ("`nf4`", "nf4", "QLoRA (Dettmers et al., 2023), double quantisation", "no"),
+        (
+            "`int8`",
+            "int8",
+            "LLM.int8() (Dettmers et al., 2022), the weights' half: no outliers kept apart",
+            "no",
+        ),
+        ("`int4`", "int4", "QA-LoRA (Xu et al., 2023), groups of 32", "QA-LoRA adapters, yes"),
+        (
+            "`int4 --group-size 128`",
+            "int4-g128",
+            "the same, groups of 128",
+            "QA-LoRA adapters, yes",
+        ),
+    )
+    rows = [
+        (
+            shown,
+            paper,
+            f"{bits_per_weight(name):.3f}",
+            f"{weight_bytes(name, 175e9) / 1e9:.1f} GB",
+            "yes",
+            "yes",
+            "yes",
+            merges,
+        )
+        for shown, name, paper, merges in every
+    ]
+    headers = ("`--quantize`", "paper", "bits per weight", "175 billion weights", "fused?")
+    return _table((*headers, "neighbour-proof?", "native?", "merges exactly?"), rows)
+
+
 #: block -> the page it stands in, and what writes it
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
@@ -188,6 +226,7 @@ BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("metrics.md", metrics),
     "moves": ("reliability.md", moves),
     "bucket": ("architecture.md", bucket),
+    "bits": ("bases.md", bits),
 }
 
 

@@ -104,7 +104,7 @@ class Forward:
             model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self.carriers: list[LoraLinear] = carry_all(model)
         with attention.recorded() as asked:
-            find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)))
+            find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)), kernels)
         norm.take_over(model)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
         self._widths = tuple(

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lora_core.layer import LoraLinear
+from lora_core.layer import LoraLinear, device_of
+from lora_core.native.kernels import Kernels
+from lora_core.quantize.scratch import Scratch
 
 if TYPE_CHECKING:
     from lora_core.layer import Focus
@@ -23,17 +25,21 @@ if TYPE_CHECKING:
 
 class LinearGroup:
     """One or more layers side by side. `weight` [O, D] and `bias` [O] or None are the members'
-    own: a layer's weight is a view of the group's, so nothing is held twice."""
+    own: a layer's weight is a view of the group's, so nothing is held twice. Where the members are
+    quantised it is made whole in `scratch` when it is read, and good until another's is."""
 
-    def __init__(self, members: list[LoraLinear]) -> None:
+    def __init__(self, members: list[LoraLinear], scratch: Scratch | None = None) -> None:
         self.members = members
         self.name = "+".join(member.name for member in members)
         self.sizes = [member.out_features for member in members]
         self.in_features = members[0].in_features
         self.out_features = sum(self.sizes)
         self._kept: tuple[Tensor, list[Tensor | None]] | None = None
+        self._quantized = [member.quantized for member in members if member.quantized is not None]
+        self._scratch = scratch or Scratch()
         if len(members) > 1:
-            self._share("weight")
+            if not self._quantized:
+                self._share("weight")
             self._share("bias")
         for index, member in enumerate(members):
             member.group, member.place = self, index
@@ -42,6 +48,8 @@ class LinearGroup:
     def weight(self) -> Tensor:
         """[O, D], whatever way round the layers keep it."""
         first = self.members[0]
+        if self._quantized:
+            return self._scratch.weight(self._quantized)
         if len(self.members) > 1:
             return self._weight
         return first.weight.T if first.transposed else first.weight
@@ -91,9 +99,15 @@ class LinearGroup:
 
 
 @torch.no_grad()
-def find_groups(model: nn.Module, carriers: list[LoraLinear], probe: Callable[[], object]) -> None:
+def find_groups(
+    model: nn.Module,
+    carriers: list[LoraLinear],
+    probe: Callable[[], object],
+    native: Kernels | None = None,
+) -> None:
     """Put every carrier into a group. `probe` runs the model once; carriers that follow each
-    other in it, have one parent and are handed the same tensor belong together."""
+    other in it, have one parent and are handed the same tensor belong together. `native` kernels
+    help with quantised weights."""
     seen: list[tuple[LoraLinear, Tensor]] = []
     hooks = [
         carrier.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
@@ -117,16 +131,19 @@ def find_groups(model: nn.Module, carriers: list[LoraLinear], probe: Callable[[]
             groups.append([carrier])
         last = given
     groups += [[carrier] for carrier in carriers if carrier.name not in placed]
+    scratch = Scratch(native)
     for group in groups:
-        LinearGroup(group)
+        LinearGroup(group, scratch)
 
 
 def _fit(one: LoraLinear, other: LoraLinear) -> bool:
     plain = not one.transposed and not other.transposed
     same_parent = one.name.rpartition(".")[0] == other.name.rpartition(".")[0]
-    like = (one.weight.dtype, one.weight.device, one.base.bias is None) == (
-        other.weight.dtype,
-        other.weight.device,
-        other.base.bias is None,
-    )
+    like = _traits(one) == _traits(other)
     return plain and same_parent and like and one.in_features == other.in_features
+
+
+def _traits(layer: LoraLinear) -> tuple[object, ...]:
+    held = layer.quantized
+    kind = (held.dtype, held.method.name) if held is not None else (layer.weight.dtype, None)
+    return (*kind, device_of(layer.base), layer.bias is None)

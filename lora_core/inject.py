@@ -1,18 +1,19 @@
 """Put adapters into any nn.Module and take them out again. In place; the base is frozen.
 
-Knows nn.Linear and transformers' Conv1D (by its name, without importing transformers). What a
-layer then does is `layer.py`'s.
+Knows nn.Linear, transformers' Conv1D (by its name, without importing transformers) and quantised
+layers. What a layer then does is `layer.py`'s.
 """
 
 from __future__ import annotations
 
 import re
 
-from torch import Tensor, nn
+from torch import nn
 
 from lora_core import private
 from lora_core.errors import LoraError, SpecError, TargetError
-from lora_core.layer import Focus, LoraLinear
+from lora_core.layer import Focus, LoraLinear, shape_of
+from lora_core.quantize.layer import QuantizedLinear
 from lora_core.spec import ALL_LINEAR, AdapterSpec
 from lora_core.variants import qalora
 
@@ -30,7 +31,7 @@ def candidates(model: nn.Module) -> dict[str, nn.Module]:
         inside = name.rpartition(".")[0]
         if module is head or inside in found:
             continue
-        if isinstance(module, nn.Linear | LoraLinear) or _is_conv1d(module):
+        if isinstance(module, nn.Linear | LoraLinear | QuantizedLinear) or _is_conv1d(module):
             found[name] = module
     return found
 
@@ -176,7 +177,5 @@ def _refuse_merged(focus: Focus) -> None:
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
+    rows, columns = shape_of(module.base if isinstance(module, LoraLinear) else module)
     return rows, columns

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import rng
+from lora_core.quantize.layer import QuantizedLinear
 from lora_core.spec import AdapterSpec
 from lora_core.variants import dora, learnable_scaling, qalora
 
@@ -54,7 +55,8 @@ class Focus:
 
 
 class LoraLinear(nn.Module):
-    """A base layer (nn.Linear, or transformers' Conv1D with weight [D, O]) and its slots."""
+    """A base layer (nn.Linear, transformers' Conv1D with weight [D, O], or a quantised one) and its
+    slots."""
 
     def __init__(self, base: nn.Module, name: str, focus: Focus) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class LoraLinear(nn.Module):
         self.name = name
         self.focus = focus
         self.transposed = type(base).__name__ == "Conv1D"
-        rows, columns = self.weight.shape
+        rows, columns = shape_of(base)
         self.in_features, self.out_features = (
             (rows, columns) if self.transposed else (columns, rows)
         )
@@ -76,8 +78,18 @@ class LoraLinear(nn.Module):
         self.place = 0
 
     @property
+    def quantized(self) -> QuantizedLinear | None:
+        """The base, if its weight is kept in few bits."""
+        return self.base if isinstance(self.base, QuantizedLinear) else None
+
+    @property
+    def of_conv1d(self) -> bool:
+        """Whether it stands for a Conv1D, quantised or not."""
+        return self.transposed or (self.quantized is not None and self.quantized.of_conv1d)
+
+    @property
     def weight(self) -> Tensor:
-        """The base's own weight."""
+        """The base's own weight; of a quantised one, made whole each time it is asked for."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -98,7 +110,7 @@ class LoraLinear(nn.Module):
         """Put an adapter into a slot: Kaiming-uniform A [R, D] (a = sqrt 5; QA-LoRA's is
         [R, D / group]), zero B [O, R], a gain of 1, the magnitudes [O] of the weight's own rows;
         all float32. A depends on (spec.seed, the layer's name) alone."""
-        device = self.weight.device
+        device = device_of(self.base)
         inputs = self.in_features // (spec.qalora_group_size or 1)
         bound = 1.0 / math.sqrt(inputs)
         drawn = rng.uniform(("init", spec.seed, self.name), (spec.r, inputs))
@@ -174,3 +186,30 @@ class LoraLinear(nn.Module):
             "gain": self.lora_gain,
             "magnitude": self.lora_magnitude,
         }
+
+
+def shape_of(base: nn.Module) -> torch.Size:
+    """The shape of a base layer's weight, which is not made whole for that."""
+    if isinstance(base, QuantizedLinear):
+        return base.shape
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape
+
+
+def dtype_of(base: nn.Module) -> torch.dtype:
+    """The dtype of a base layer's weight."""
+    if isinstance(base, QuantizedLinear):
+        return base.dtype
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
+
+
+def device_of(base: nn.Module) -> torch.device:
+    """Where a base layer's weight is."""
+    if isinstance(base, QuantizedLinear):
+        return base.device
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight.device

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lora_core import private
-from lora_core.layer import LoraLinear
+from lora_core.layer import LoraLinear, dtype_of, shape_of
 from lora_core.segments import LONG, Segment, padded_length
 from lora_core.spec import AdapterSpec
 
@@ -75,10 +75,9 @@ def size_of(model: nn.Module, spec: AdapterSpec, names: Iterable[str]) -> Size:
     groups: set[int] = set()
     for name in names:
         layer = model.get_submodule(name)
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
         carrier = layer if isinstance(layer, LoraLinear) else None
-        rows, columns = weight.shape
+        base = carrier.base if carrier else layer
+        rows, columns = shape_of(base)
         turned = carrier.transposed if carrier else type(layer).__name__ == "Conv1D"
         out, inside = (columns, rows) if turned else (rows, columns)
         numbers += spec.r * (out + inside // (spec.qalora_group_size or 1))
@@ -93,7 +92,7 @@ def size_of(model: nn.Module, spec: AdapterSpec, names: Iterable[str]) -> Size:
             group = carrier.group if carrier else None
             if group is None or id(group) not in groups:
                 width = group.out_features if group else out
-                keeps += width * weight.element_size()
+                keeps += width * dtype_of(base).itemsize
                 groups.add(id(group))
     return Size(numbers + private.numbers(model, spec), copies, keeps)
 

@@ -18,7 +18,8 @@ def merge(model: nn.Module, slot: str = "default") -> None:
     but DoRA W + scaling * B A); taken in float32 and rounded once to the weight's dtype.
 
     The weights as they were are kept (a full copy) for `unmerge`. Raises: LoraError when an
-    adapter is merged already or when no layer has the slot.
+    adapter is merged already, when no layer has the slot, or when one is quantised: its weight
+    cannot hold the sum.
     """
     focus = focus_of(model)
     hit = [layer for layer in layers(model).values() if slot in layer.specs]
@@ -26,6 +27,12 @@ def merge(model: nn.Module, slot: str = "default") -> None:
         raise LoraError(f"no layer has a slot {slot!r}")
     if focus.merged is not None:
         raise LoraError(f"slot {focus.merged!r} is merged already; unmerge it first")
+    few = next((layer for layer in hit if layer.quantized is not None), None)
+    if few is not None:
+        raise LoraError(
+            f"{few.name} is quantised and cannot hold an adapter's sum: merge into the "
+            "full-precision base"
+        )
     with torch.no_grad():
         for layer in hit:
             original = layer.weight.detach().clone()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lora_core import private
 from lora_core.errors import FormatError
 from lora_core.inject import candidates, eject, focus_of, inject, layers
-from lora_core.layer import LoraLinear
+from lora_core.layer import LoraLinear, dtype_of
 from lora_core.ops.norm import Norm
 from lora_core.ops.tokens import Tokens
 from lora_core.spec import AdapterSpec
@@ -64,7 +64,7 @@ def save_adapter(
     if not hit:
         raise FormatError(f"no layer has a slot {slot!r}")
     first = next(iter(hit.values()))
-    half = first.weight.dtype == torch.bfloat16
+    half = dtype_of(first.base) == torch.bfloat16
     chosen = dtype or (torch.bfloat16 if half else torch.float32)
     tensors = {}
     for name, layer in sorted(hit.items()):
@@ -85,7 +85,7 @@ def save_adapter(
         first.specs[slot],
         target_modules=_shortest(model, set(hit)),
         base_model_name=base_model_name,
-        fan_in_fan_out=any(layer.transposed for layer in hit.values()),
+        fan_in_fan_out=any(layer.of_conv1d for layer in hit.values()),
     ) | _private_config(model, slot)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_core import memory, private
 from lora_core.group import LinearGroup
 from lora_core.inject import layers
-from lora_core.layer import LoraLinear
+from lora_core.layer import LoraLinear, device_of, dtype_of
 from lora_core.native import Kernels
 from lora_core.spec import AdapterSpec
 from lora_core.variants import dora, learnable_scaling, qalora
@@ -74,7 +74,7 @@ class SlotWeights:
             for part, parameter in layer.parameters_of(slot).items()
         } | private.parameters_of(model, slot)
         size = sum(parameter.numel() for parameter in self.parameters.values())
-        device, dtype = first.weight.device, first.weight.dtype
+        device, dtype = device_of(first.base), dtype_of(first.base)
         self.master = torch.empty(size, device=device)
         self.grad = torch.zeros_like(self.master)
         self.places: dict[str, slice] = {}

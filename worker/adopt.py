@@ -29,19 +29,27 @@ class Orphan:
     tokens: int
 
 
-def find(store: Store, job: Job, datasets: list[File], folder: Path) -> Orphan | None:
-    """The newest earlier attempt's adapter that is complete and of the same wish; its files are
-    fetched into `folder` to check every digest. None when there is none.
+def find(
+    store: Store,
+    job: Job,
+    datasets: list[File],
+    folder: Path,
+    quantization: str | None = None,
+) -> Orphan | None:
+    """The newest earlier attempt's adapter that is complete and of the same wish, on a base of that
+    quantisation; its files are fetched into `folder` to check every digest. None when there is
+    none.
 
     Raises: UnavailableError.
     """
     if job.attempt <= 1:
         return None
+    wanted = publish.wish(job, datasets, quantization)
     listed = store.list(f"{keys.job_prefix(str(job.tenant_id), job.id)}/")
     found = {keys.attempt_of(key): key for key in listed}
     for attempt in sorted((a for a in found if a is not None and a < job.attempt), reverse=True):
         try:
-            return _checked(store, job, datasets, attempt, found[attempt], folder)
+            return _checked(store, job, wanted, attempt, found[attempt], folder)
         except (IntegrityError, NotFoundError) as error:
             log.warning("orphan.unusable", job_id=job.id, attempt=attempt, why=error.message)
         except (ValueError, KeyError, TypeError, StopIteration) as error:
@@ -50,11 +58,10 @@ def find(store: Store, job: Job, datasets: list[File], folder: Path) -> Orphan |
 
 
 def _checked(
-    store: Store, job: Job, datasets: list[File], attempt: int, key: str, folder: Path
+    store: Store, job: Job, wanted: dict[str, Any], attempt: int, key: str, folder: Path
 ) -> Orphan:
     body = store.get_bytes(key)
     described: dict[str, Any] = json.loads(body)
-    wanted = publish.wish(job, datasets)
     if {name: described.get(name) for name in wanted} != wanted or described["attempt"] != attempt:
         raise IntegrityError(f"{key} is of another wish")
     prefix = keys.adapter_prefix(str(job.tenant_id), job.id, attempt)

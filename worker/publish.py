@@ -30,12 +30,16 @@ class Published:
     source_attempt: int
 
 
-def wish(job: Job, datasets: list[File]) -> dict[str, Any]:
-    """What a manifest says of the job itself; equal for every attempt of it."""
+def wish(job: Job, datasets: list[File], quantization: str | None = None) -> dict[str, Any]:
+    """What a manifest says of the job itself, on a base of that quantisation; equal for every
+    attempt of it."""
+    base = {"name": job.base, "fingerprint": job.base_fingerprint}
+    if quantization is not None:
+        base["quantization"] = quantization
     return {
         "format": "manylora-adapter/1",
         "job": job.id,
-        "base": {"name": job.base, "fingerprint": job.base_fingerprint},
+        "base": base,
         "datasets": [
             {"file": f.id, "filename": f.filename, "sha256": f.sha256, "bytes": f.bytes}
             for f in datasets
@@ -53,6 +57,7 @@ def manifest(
     datasets: list[File],
     numerics: dict[str, Any],
     *,
+    quantization: str | None = None,
     tokens: int = 0,
     exact: bool = True,
     gains: dict[str, float] | None = None,
@@ -62,7 +67,7 @@ def manifest(
     factor of each layer, which is in the weights already."""
     return {
         **({"gains": gains} if gains else {}),
-        **wish(job, datasets),
+        **wish(job, datasets, quantization),
         "adapter": name,
         "tenant": tenant,
         "attempt": job.attempt,

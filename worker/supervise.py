@@ -170,7 +170,10 @@ class Supervisor:
         base, tenant, files, saved = self._outlast(lease, lambda: self._rows(job))
         folder.mkdir(parents=True, exist_ok=True)
         _room_for(files, folder)
-        orphan = self._outlast(lease, lambda: adopt.find(self.store, job, files, folder / "orphan"))
+        orphan = self._outlast(
+            lease,
+            lambda: adopt.find(self.store, job, files, folder / "orphan", base.quantization),
+        )
         if orphan is not None:
             return self._adopt(job, lease, orphan)
         self._tokenise(job, lease, base, files, folder)
@@ -217,6 +220,7 @@ class Supervisor:
             out,
             files,
             self.link.numerics,
+            quantization=base.quantization,
             tokens=finished["tokens"],
             exact=follow.exact,
             gains=finished["gains"],

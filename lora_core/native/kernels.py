@@ -44,6 +44,7 @@ _ARGUMENTS = {
     "gate_back": (c_long, c_long, *_M, *_M, c_int, *_M),
     "add": (c_long, c_long, *_M, *_M, *_M),
     "length": (c_long, c_void_p),
+    "nf4": (c_long, *(c_void_p,) * 4),
     "adamw": (c_long, *(c_void_p,) * 4, *(c_float,) * 7, c_void_p),
 }
 
@@ -349,6 +350,11 @@ class Kernels:
     def add(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         """a + b into out."""
         self._c.add(out.shape[0], out.shape[1], *_m(a), *_m(b), *_m(out))
+        return out
+
+    def nf4(self, codes: Tensor, levels: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+        """levels[codes] times their block's scale into bf16 out; numbers a multiple of 64."""
+        self._c.nf4(out.numel(), _p(codes), _p(levels), _p(scales), _p(out))
         return out
 
     def length(self, x: Tensor) -> float:

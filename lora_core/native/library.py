@@ -22,7 +22,10 @@ import torch
 from lora_core.errors import LoraError
 from lora_core.native.kernels import Kernels
 
-_SOURCES = ("amx.h", "product.c", "adapters.c", "attention.c", "head.c", "rows.c", "optim.c")
+_SOURCES = (
+    *("amx.h", "product.c", "adapters.c", "attention.c", "head.c", "rows.c", "optim.c"),
+    "quantized.c",
+)
 _FLAGS = (
     *("-O2", "-fPIC", "-shared", "-fopenmp", "-nostartfiles", "-Wl,--as-needed"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),

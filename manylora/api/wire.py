@@ -157,6 +157,7 @@ def base(row: Base) -> Json:
         "name": row.name,
         "fingerprint": row.fingerprint,
         "dtype": row.dtype,
+        "quantization": row.quantization,
         "architecture": row.architecture,
         "source": row.source,
         "parameters": row.parameters,

@@ -139,6 +139,8 @@ class Base(Table):
     files: Mapped[list[Json]]
     #: {module name: [in_features, out_features]} of every layer an adapter may sit on
     layers: Mapped[Json]
+    #: what those layers' weights are kept in: nf4, int8, int4-g<group size>; None: in `dtype`
+    quantization: Mapped[str | None] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
 

@@ -224,3 +224,23 @@ def test_the_high_water_mark_survives_a_reset():
 
 def test_the_check_for_gpus_finds_no_difference_on_a_cpu():
     assert cuda.worst("llama", torch.float32, "cpu", schedules=1) == 0.0
+
+
+def test_four_bits_are_compared_with_bitsandbytes_in_the_same_round():
+    found = []
+    for number, drift in enumerate((1, 2)):
+        common = {"round": number, "part": "quantized", "jobs": 1, "base_bytes": 387_000_000}
+        four = {**common, "bits": "nf4"}
+        found += [
+            {"what": "ours", **four, "peak_bytes": GIB * drift},
+            {"what": "set_adapter", **four, "four_bits": True, "peak_bytes": 2 * GIB * drift},
+            {"what": "set_adapter", **four, "saved": True, "peak_bytes": 4 * GIB * drift},
+        ]
+    lines = tables.quantized(found).splitlines()[2:]
+    ratios = {line.split(" | ")[0].strip("| "): line.split(" | ")[2] for line in lines}
+    assert ratios == {
+        "PEFT on bitsandbytes, quantised as it loads": "1.00",
+        "PEFT on bitsandbytes, saved quantised": "2.00",
+        "1 job, NF4": "0.50",
+    }
+    assert tables.quantized(made_up()) == tables.NOTHING

@@ -21,19 +21,18 @@ from worker.bases import register
 __all__ = ["processes"]  # a fixture
 COLUMNS = (
     "name", "fingerprint", "dtype", "architecture", "source", "parameters", "hidden_size",
-    "bytes", "chat_template", "files", "layers",
+    "bytes", "chat_template", "files", "layers", "quantization",
 )  # fmt: skip
 
 
-def make_base(service, kind, name, tiny_model_folder, tmp_path):
+def make_base(service, kind, name, tiny_model_folder, tmp_path, **options):
     """(row, folder) of a tiny base of another architecture, registered under that name."""
     source = tmp_path / f"source-{kind}"
     tiny(kind).save_pretrained(source)
     write_tokenizer(source / "tokenizer.json")
     shutil.copy(tiny_model_folder / "tokenizer_config.json", source)
-    card, folder = register.prepare(
-        name, str(source), tmp_path / "made", dtype="float32", progress=lambda _: None
-    )
+    options = {"dtype": "float32", "progress": lambda _: None} | options
+    card, folder = register.prepare(name, str(source), tmp_path / "made", **options)
     for file in card.files:
         service.store.put_file(keys.base_key(card.fingerprint, file["name"]), folder / file["name"])
     with service.database.transaction() as tx:

@@ -54,6 +54,12 @@ def test_from_up_to_down(cli, tiny_model_folder, tmp_path):
     shown = json.loads(cli("show", made["id"], "--json").stdout)
     assert (shown["status"], shown["x"]["step"]) == ("succeeded", 6)
     cli("base", "remove", "nothing", code=1)
+    few = ["base", "add", "few", "--from", tiny_model_folder, "--quantize"]
+    refused = cli(*few, "nf4", "--group-size", "32", code=2)
+    assert "a group size is for int4" in refused.stderr
+    assert cli.json(*few, "int4", "--group-size", "16")["quantization"] == "int4-g16"
+    assert "int4-g16" in cli("base", "list").stdout
+    cli("base", "remove", "few")
 
     cli("fetch", "mine", "-o", tmp_path / "out")
     cli("verify", tmp_path / "out")

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from lora_core import State, Trainer
+from lora_core.inject import candidates
+from lora_core.quantize import method_of, quantize_layers
 from tests.lora_core.models import KINDS, examples, job, tiny
 
 SCHEDULES = 25  # for each of eight models, and five on native kernels: 325 in all
+FEW = 6  # for each of the quantised ones: the arithmetic is the same
 SEEDS: list[int] = []
 _TARGETS = ("all-linear", ("q_proj", "v_proj"), ("down_proj",), r".*(gate_proj|o_proj)")
 _GPT2_TARGETS = ("all-linear", ("c_attn",), ("mlp.c_proj",), r".*(c_fc|attn.c_proj)")
@@ -138,12 +141,44 @@ def test_on_native_kernels_too_whatever_the_threads(kind, kernels, tmp_path, one
     compare(crowd, alone, kind, tmp_path, threads=3)
 
 
-def compare(crowd, alone, kind, folder, threads=1):
+def quantized(kind, dtype, method, **options):
+    """A tiny model whose linear layers are in few bits."""
+    model = tiny(kind, dtype, **options)
+    quantize_layers(model, list(candidates(model)), method_of(method))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "dtype"),
+    [
+        ("llama", "nf4", torch.float32),
+        ("qwen2", "nf4", torch.bfloat16),
+        ("gpt2", "int8", torch.bfloat16),
+        ("gemma3", "int4-g16", torch.float32),
+    ],
+    ids=str,
+)
+def test_on_a_base_in_few_bits_too(kind, method, dtype, tmp_path, one_thread):
+    crowd = Trainer(quantized(kind, dtype, method), slots=8)
+    alone = Trainer(quantized(kind, dtype, method), slots=1)
+    compare(crowd, alone, kind, tmp_path, schedules=FEW)
+
+
+def test_on_a_base_in_few_bits_with_native_kernels(kernels, tmp_path, one_thread):
+    crowd, alone = (
+        Trainer(quantized("qwen3", torch.bfloat16, "nf4", whole=True), slots=slots, kernels=kernels)
+        for slots in (8, 1)
+    )
+    assert crowd.native
+    compare(crowd, alone, "qwen3", tmp_path, threads=3, schedules=FEW)
+
+
+def compare(crowd, alone, kind, folder, threads=1, schedules=SCHEDULES):
     """Play every schedule on `crowd`, and each job that came to its end once more on `alone`."""
     assert crowd.fused
     assert alone.fused
     finished = busy = steps = 0
-    for seed in [*SEEDS, *range(SCHEDULES)]:
+    for seed in [*SEEDS, *range(schedules)]:
         budget = random.Random(seed).choice((2048, 256, 128, 16))
         crowd.budget.tokens, alone.budget.tokens = budget, 2048
         schedule = Schedule(crowd, kind, seed, folder)
@@ -159,5 +194,5 @@ def compare(crowd, alone, kind, folder, threads=1):
             assert digest(alone, name, folder) == schedule.digests[name], (seed, name)
             alone.leave(name)
             finished += 1
-    assert finished > 4 * SCHEDULES
+    assert finished > 4 * schedules
     assert busy / steps >= 4

@@ -30,6 +30,8 @@ class Card:
     chat_template: str | None
     files: list[dict[str, Any]]
     layers: dict[str, list[int]]
+    #: what the layers' weights are kept in ("nf4", "int8", "int4-g32"); None: in `dtype`
+    quantization: str | None = None
 
     def write(self, folder: Path) -> None:
         """Put the card into the base's folder; a folder with a card is complete."""
@@ -39,13 +41,12 @@ class Card:
         os.replace(part, folder / CARD)
 
 
-def fingerprint(dtype: str, files: list[dict[str, Any]]) -> str:
-    """sha256 over the dtype and the digest of every file."""
-    canonical = json.dumps(
-        {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}},
-        sort_keys=True,
-        separators=(",", ":"),
-    )
+def fingerprint(dtype: str, files: list[dict[str, Any]], quantization: str | None = None) -> str:
+    """sha256 over the dtype, the quantisation if there is one, and the digest of every file."""
+    named: dict[str, Any] = {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}}
+    if quantization is not None:
+        named["quantization"] = quantization
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from manylora.datasets.templates import template_text
 from manylora.errors import UsageError
 from manylora.storage.store import sha256_of
+from worker.bases import quantize as few
 from worker.bases.card import Card, find, fingerprint, read
 
 Progress = Callable[[str], None]
@@ -37,32 +38,37 @@ def prepare(
     *,
     dtype: str = "bfloat16",
     chat_template: str | None = None,
+    quantize: str | None = None,
+    group_size: int | None = None,
     progress: Progress,
 ) -> tuple[Card, Path]:
-    """Convert a base into the cache; returns its card and its folder.
+    """Convert a base into the cache; returns its card and its folder. `quantize` puts its linear
+    layers into few bits: "nf4", "int8" or "int4", this one in groups of `group_size`.
 
-    Raises: UsageError for a source that cannot be read or holds pickled weights only.
+    Raises: UsageError for a source that cannot be read or holds pickled weights only, and for a
+    quantisation that does not suit it.
     """
-    if source is None:
-        if name not in RECIPES:
-            raise UsageError(
-                f'"{name}" is not a built-in recipe',
-                hint=f"built in: {', '.join(RECIPES)}; or --from <hub id | folder | .gguf>",
-            )
-        source, default_template = RECIPES[name]
+    if source is None and name not in RECIPES:
+        raise UsageError(
+            f'"{name}" is not a built-in recipe',
+            hint=f"built in: {', '.join(RECIPES)}; or --from <hub id | folder | .gguf>",
+        )
+    if source is None or (source in RECIPES and not Path(source).exists()):
+        source, default_template = RECIPES[source or name]
         chat_template = chat_template or default_template
     if dtype not in {"bfloat16", "float32"}:
         raise UsageError(f"dtype {dtype!r} is not known", hint="bfloat16 or float32")
+    quantization = few.name_of(quantize, group_size, dtype)
     cache.mkdir(parents=True, exist_ok=True)
     local = Path(source).expanduser().exists()  # its files may be others than last time's
-    done = None if local else _already(cache, name, source, dtype, chat_template)
+    done = None if local else _already(cache, name, source, dtype, chat_template, quantization)
     if done is not None:
         progress(f"{name}: already converted")
         return read(done), done
     with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
         made = Path(scratch) / "base"
         made.mkdir()
-        facts = _convert(source, made, Path(scratch), dtype, progress)
+        facts = _convert(source, made, Path(scratch), dtype, quantization, progress)
         if chat_template:
             (made / _TEMPLATE).write_text(template_text(chat_template), encoding="utf-8")
         progress("computing digests")
@@ -73,12 +79,13 @@ def prepare(
         template = made / _TEMPLATE
         card = Card(
             name=name,
-            fingerprint=fingerprint(dtype, files),
+            fingerprint=fingerprint(dtype, files, quantization),
             dtype=dtype,
             source=source,
             bytes=sum(p.stat().st_size for p in made.iterdir()),
             chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
             files=files,
+            quantization=quantization,
             **facts,
         )
         card.write(made)
@@ -90,7 +97,12 @@ def prepare(
 
 
 def _already(
-    cache: Path, name: str, source: str, dtype: str, chat_template: str | None
+    cache: Path,
+    name: str,
+    source: str,
+    dtype: str,
+    chat_template: str | None,
+    quantization: str | None,
 ) -> Path | None:
     try:
         folder = find(cache, name)
@@ -98,18 +110,24 @@ def _already(
         return None
     card = read(folder)
     wanted = template_text(chat_template) if chat_template else card.chat_template
-    same = (card.source, card.dtype, card.chat_template) == (source, dtype, wanted)
+    held = (card.source, card.dtype, card.chat_template, card.quantization)
+    same = held == (source, dtype, wanted, quantization)
     return folder if same else None
 
 
 def _convert(
-    source: str, made: Path, scratch: Path, dtype: str, progress: Progress
+    source: str,
+    made: Path,
+    scratch: Path,
+    dtype: str,
+    quantization: str | None,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Load by transformers, save as safetensors; returns the card's facts."""
+    """Load by transformers, quantise if asked to, save as safetensors; returns the card's facts."""
     import torch
     import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -118,6 +136,9 @@ def _convert(
     long = "; about a minute" if "gguf_file" in options else ""
     progress(f"converting to safetensors (once{long})")
     try:
+        if "gguf_file" not in options:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            few.refuse_config(source, config)
         # The GGUF reader draws a progress bar that no setting switches off.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
@@ -127,7 +148,18 @@ def _convert(
     except (OSError, ValueError, LookupError, SafetensorError, struct.error) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{source} cannot be loaded as a causal LM: {first}") from error
-    model.save_pretrained(made, max_shard_size="2GB")
+    head = model.get_output_embeddings()
+    layers = {
+        name: _shape(module)
+        for name, module in model.named_modules()
+        if type(module).__name__ in _LINEAR and module is not head
+    }
+    parameters = sum(p.numel() for p in model.parameters())
+    if quantization is not None:
+        progress(f"quantising {len(layers)} layers to {quantization}")
+        few.quantize(model, layers, quantization)
+    variant = few.kind_of(quantization) if quantization is not None else None
+    model.save_pretrained(made, max_shard_size="2GB", variant=variant)
     tokenizer.save_pretrained(made)
     for path in made.iterdir():
         if path.name not in _KEEP and not path.name.startswith("model"):
@@ -136,15 +168,9 @@ def _convert(
     plain = json.loads(config.read_text(encoding="utf-8"))
     plain.pop("_name_or_path", None)
     config.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    head = model.get_output_embeddings()
-    layers = {
-        name: _shape(module)
-        for name, module in model.named_modules()
-        if type(module).__name__ in _LINEAR and module is not head
-    }
     return {
         "architecture": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "hidden_size": int(model.config.hidden_size),
         "layers": layers,
     }
@@ -181,6 +207,7 @@ def _locate(source: str, scratch: Path, progress: Progress) -> tuple[str, dict[s
             raise UsageError(f"no file {path}")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
+        few.refuse_quantized(path)
         if not any(path.glob("*.safetensors")):
             raise UsageError(
                 f"{path} holds no .safetensors", hint="pickled weights (.bin, .pt) are refused"

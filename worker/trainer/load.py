@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from lora_core import Costs, Trainer, attention
 from lora_core.native import Kernels, NativeError, load
+from worker.bases import quantize as few
 from worker.bases.card import read
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
         use_safetensors=True,
         local_files_only=True,
         attn_implementation=attention.NAME,
+        **few.loading(card),
     )
     model.requires_grad_(False)
     model.eval()

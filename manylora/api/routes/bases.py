@@ -42,6 +42,7 @@ class Card(BaseModel):
     chat_template: str | None = None
     files: list[BaseFile] = Field(min_length=1, max_length=500)
     layers: dict[str, tuple[int, int]]
+    quantization: str | None = Field(None, pattern=r"^(nf4|int8|int4-g[1-9][0-9]{0,4})$")
 
 
 def _missing(parts: Parts, fingerprint: str, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -60,10 +61,10 @@ def page(parts: Parts, _: Tenant) -> dict[str, Any]:
 @router.post("")
 def start(parts: Parts, _: Operator, card: Card) -> dict[str, Any]:
     """Announce a base; answers where to put the files the store lacks."""
-    digests = {f.name: f.sha256 for f in card.files}
-    canonical = json.dumps(
-        {"dtype": card.dtype, "files": digests}, sort_keys=True, separators=(",", ":")
-    )
+    named: dict[str, Any] = {"dtype": card.dtype, "files": {f.name: f.sha256 for f in card.files}}
+    if card.quantization is not None:
+        named["quantization"] = card.quantization
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(canonical.encode()).hexdigest() != card.fingerprint:
         raise UsageError("the fingerprint does not belong to these files", param="fingerprint")
     columns = card.model_dump() | {"layers": {k: list(v) for k, v in card.layers.items()}}

@@ -24,7 +24,11 @@ def base() -> None:
 
 @command()
 @click.argument("name")
-@click.option("--from", "source", help="Hub id, folder or .gguf file  [built in for some names]")
+@click.option(
+    "--from",
+    "source",
+    help="Hub id, folder, .gguf file or the name of a built-in base  [the name]",
+)
 @click.option("--chat-template", help="Name of a chat template  [the base's own]")
 @click.option(
     "--dtype",
@@ -33,15 +37,32 @@ def base() -> None:
     show_default=True,
     help="Numbers the weights are kept in.",
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["nf4", "int8", "int4"]),
+    help="Keep the linear layers' weights in few bits.",
+)
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=2),
+    help="Inputs that share a scale, with --quantize int4  [32]",
+)
 @json_option
 def add(
-    name: str, source: str | None, chat_template: str | None, dtype: str, as_json: bool
+    name: str,
+    source: str | None,
+    chat_template: str | None,
+    dtype: str,
+    quantize: str | None,
+    group_size: int | None,
+    as_json: bool,
 ) -> None:
     """Convert a base on this machine, send it to the service and register it.
 
     \b
     Examples:
     $ manylora base add gemma-3-270m
+    $ manylora base add gemma-nf4 --from gemma-3-270m --quantize nf4
     $ manylora base add mine --from ./my-model --dtype float32
     $ manylora base add qwen --from Qwen/Qwen3-0.6B
     """
@@ -53,6 +74,8 @@ def add(
         context.settings().folder("bases"),
         dtype=dtype,
         chat_template=chat_template,
+        quantize=quantize,
+        group_size=group_size,
         progress=lambda text: output.talk(text, "base"),
     )
 
@@ -94,7 +117,7 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         item["name"],
         item.get("architecture") or "",
         _parameters(count) if count else "",
-        item.get("dtype") or "",
+        ", ".join(filter(None, (item.get("dtype"), item.get("quantization")))),
         output.size(item.get("bytes")),
         (item.get("fingerprint") or "")[:12],
     )

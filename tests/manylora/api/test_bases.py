@@ -69,6 +69,23 @@ def test_from_announced_to_ready_to_gone(operator, name):
     problem(operator.get(f"/v1/models/{name}"), 404, "model_not_found")
 
 
+def test_a_quantisation_is_part_of_the_fingerprint(operator, name):
+    digests = {file: hashlib.sha256(body).hexdigest() for file, body in FILES.items()}
+    named = {"dtype": "bfloat16", "files": digests, "quantization": "int4-g32"}
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
+    whole = {"dtype": "bfloat16", "quantization": "int4-g32"}
+    wrong = problem(operator.post(BASES, json=card(name, **whole)), 400, "invalid_request")
+    assert wrong["param"] == "fingerprint"
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    odd = card(name, **whole | {"quantization": "int4-g0"}, fingerprint=digest)
+    assert operator.post(BASES, json=odd).status_code == 400
+    started = operator.post(BASES, json=card(name, **whole, fingerprint=digest)).json()
+    assert started["base"]["quantization"] == "int4-g32"
+    for upload in started["uploads"]:
+        put(upload)
+    assert operator.post(f"{BASES}/{name}/complete").json()["quantization"] == "int4-g32"
+
+
 def put(upload, body=None):
     body = FILES[upload["name"]] if body is None else body
     answer = httpx2.put(upload["url"], content=body, headers=upload["headers"])
