@@ -33,6 +33,9 @@ class Work(Protocol):
     def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
         """One output [..., O of the member] for each member of the group."""
 
+    def lookup(self, group: LinearGroup, ids: Tensor) -> Tensor:
+        """The output [..., O] of an embedding for ids [...]."""
+
 
 @dataclass
 class Focus:
@@ -45,6 +48,9 @@ class Focus:
 
 class LoraLinear(nn.Module):
     """A base layer (nn.Linear, or transformers' Conv1D with weight [D, O]) and its slots."""
+
+    #: whether it may share a product with others that read its input
+    joins = True
 
     def __init__(self, base: nn.Module, name: str, focus: Focus) -> None:
         super().__init__()
@@ -87,6 +93,11 @@ class LoraLinear(nn.Module):
         self.lora_A[slot] = nn.Parameter(a.to(device))
         self.lora_B[slot] = nn.Parameter(torch.zeros(self.out_features, spec.r, device=device))
         self.specs[slot] = spec
+
+    def stored(self, slot: str) -> list[tuple[str, nn.Parameter, tuple[int, ...]]]:
+        """What PEFT calls a slot's A and B, the numbers, and the shape PEFT keeps them in."""
+        a, b = self.lora_A[slot], self.lora_B[slot]
+        return [("lora_A.weight", a, tuple(a.shape)), ("lora_B.weight", b, tuple(b.shape))]
 
     def remove(self, slot: str) -> None:
         """Empty a slot."""

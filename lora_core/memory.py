@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lora_core.segments import LONG, Segment, padded_length
+from lora_core.segments import Segment
 
 #: a prediction is this much over the fit: allocators round and keep
 MARGIN = 1.12
@@ -47,8 +47,7 @@ def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
     rows = squares = 0
     for segment in segments:
         rows += segment.rows
-        lengths = [padded_length(len(s.ids)) for s in segment.sequences]
-        squares += sum(length**2 for length in lengths if length <= LONG)
+        squares += sum(sequence.square for sequence in segment.sequences)
     return rows, squares
 
 
@@ -110,7 +109,7 @@ def numbers_of(model: nn.Module, r: int, names: Iterable[str]) -> int:
         layer = model.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        total += r * sum(weight.shape)
+        total += r * sum(weight.flatten(1).shape)
     return total
 
 

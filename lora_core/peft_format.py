@@ -62,9 +62,9 @@ def save_adapter(
     chosen = dtype or (torch.bfloat16 if half else torch.float32)
     tensors = {}
     for name, layer in sorted(hit.items()):
-        for part, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            value = held[slot].detach().to(device="cpu", dtype=chosen)
-            tensors[f"{_PREFIX}{name}.{part}.weight"] = value.contiguous()
+        for part, held, shape in layer.stored(slot):
+            value = held.detach().to(device="cpu", dtype=chosen)
+            tensors[f"{_PREFIX}{name}.{part}"] = value.contiguous().view(shape)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,7 +75,8 @@ def save_adapter(
         first.specs[slot],
         target_modules=_shortest(model, set(hit)),
         base_model_name=base_model_name,
-        fan_in_fan_out=any(layer.transposed for layer in hit.values()),
+        fan_in_fan_out=any(layer.transposed and layer.joins for layer in hit.values()),
+        task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
     )
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -117,6 +118,7 @@ def to_peft_config(
     target_modules: list[str] | None = None,
     base_model_name: str | None = None,
     fan_in_fan_out: bool = False,
+    task_type: str | None = "CAUSAL_LM",
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`. `target_modules` are the names actually reached,
     which readers other than PEFT want; by default the spec's own."""
@@ -125,7 +127,7 @@ def to_peft_config(
     own = wanted if isinstance(wanted, str) else sorted(wanted)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model_name,
         "inference_mode": True,
         "r": spec.r,
@@ -180,11 +182,11 @@ def _fill(model: nn.Module, hit: list[str], slot: str, tensors: dict[str, Tensor
     with torch.no_grad():
         for name in hit:
             layer = present[name]
-            for part, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-                key = f"{_PREFIX}{name}.{part}.weight"
-                if key not in tensors or tensors[key].shape != held[slot].shape:
-                    raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(held[slot].shape)}")
-                held[slot].copy_(tensors[key])
+            for part, held, shape in layer.stored(slot):
+                key = f"{_PREFIX}{name}.{part}"
+                if key not in tensors or tensors[key].shape != shape:
+                    raise FormatError(f"{WEIGHTS} has no {key} of shape {shape}")
+                held.copy_(tensors[key].view_as(held))
                 left.discard(key)
     if left:
         raise FormatError(f"{WEIGHTS} holds tensors of no target: {min(left)}")

@@ -98,8 +98,8 @@ class _Way:
             row = span.start
             for sequence in segment.sequences:
                 starts.append(row)
-                lengths.append(len(sequence.ids))
-                row += len(sequence.ids)
+                lengths.append(sequence.tokens)
+                row += sequence.tokens
         inside = torch.zeros(layout.rows, dtype=torch.bool)
         for start, length in zip(starts, lengths, strict=True):
             inside[start : start + length] = True
