@@ -44,7 +44,7 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
     "all-linear" is every candidate but the embeddings; a tuple takes names and name endings; any
     other string is a regular expression for the whole name. Raises: TargetError naming what there
     is (also for a tuple that asks for the output head, which stays frozen, or a convolution in
-    groups), SpecError for a rank larger than a layer.
+    groups), SpecError for a rank larger than both sides of a layer.
     """
     known = candidates(model)
     wanted = spec.target_modules
@@ -71,7 +71,7 @@ def targets(model: nn.Module, spec: AdapterSpec) -> list[str]:
         )
     for name in hit:
         rows, columns = _shape(known[name])
-        if spec.r > min(rows, columns):
+        if spec.r > max(rows, columns):
             raise SpecError(f"rank {spec.r} is larger than the layer {name} ({rows} x {columns})")
     return hit
 

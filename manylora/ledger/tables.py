@@ -139,6 +139,8 @@ class Base(Table):
     files: Mapped[list[Json]]
     #: {module name: [in_features, out_features]} of every layer an adapter may sit on
     layers: Mapped[Json]
+    #: {task, factory, args, input, output} of a base that a function builds
+    network: Mapped[Json | None]
     state: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
 

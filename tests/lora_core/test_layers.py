@@ -148,6 +148,4 @@ def test_what_is_refused_says_why(module, said):
     with pytest.raises(TargetError, match=said):
         inject(nn.ModuleDict({"it": module}), AdapterSpec(r=1, target_modules=("it",)))
     with pytest.raises(SpecError, match="larger than the layer"):
-        inject(
-            nn.ModuleDict({"it": nn.Conv2d(4, 8, 3)}), AdapterSpec(r=9, target_modules=("it",))
-        )
+        inject(nn.ModuleDict({"it": nn.Conv2d(4, 8, 3)}), AdapterSpec(r=37, target_modules=("it",)))

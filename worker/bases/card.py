@@ -17,7 +17,8 @@ CARD = "base.json"
 @dataclass(frozen=True)
 class Card:
     """One base. `files` lists {name, sha256, bytes}; `layers` maps module names to
-    [in_features, out_features]."""
+    [in_features, out_features]; `network` is what builds a base that transformers does not know:
+    {task, factory, args, input, output} (`network.py`)."""
 
     name: str
     fingerprint: str
@@ -30,6 +31,7 @@ class Card:
     chat_template: str | None
     files: list[dict[str, Any]]
     layers: dict[str, list[int]]
+    network: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Put the card into the base's folder; a folder with a card is complete."""
@@ -39,13 +41,14 @@ class Card:
         os.replace(part, folder / CARD)
 
 
-def fingerprint(dtype: str, files: list[dict[str, Any]]) -> str:
-    """sha256 over the dtype and the digest of every file."""
-    canonical = json.dumps(
-        {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}},
-        sort_keys=True,
-        separators=(",", ":"),
-    )
+def fingerprint(
+    dtype: str, files: list[dict[str, Any]], network: dict[str, Any] | None = None
+) -> str:
+    """sha256 over the dtype, the digest of every file, and what builds the network."""
+    facts: dict[str, Any] = {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}}
+    if network is not None:
+        facts["network"] = network
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

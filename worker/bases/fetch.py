@@ -42,5 +42,6 @@ def ensure(store: Store, cache: Path, base: Base) -> Path:
             chat_template=base.chat_template,
             files=base.files,
             layers=base.layers,
+            network=base.network,
         ).write(folder)
         return folder
