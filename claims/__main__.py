@@ -14,7 +14,7 @@ from claims.row import Place, measured
 def main(argv: list[str]) -> int:
     """0 when every claim holds."""
     asked = argparse.ArgumentParser(prog="python -m claims", description=__doc__)
-    asked.add_argument("--cifar", type=Path, help="folder with cifar10.npz")
+    asked.add_argument("--cifar", type=Path, help="folder with cifar10.safetensors")
     asked.add_argument("--out", type=Path, default=page.ROOT / "build" / "claims")
     given = asked.parse_args(argv)
     place = Place(given.out, given.cifar)

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its python batches, or pictures of its shape made from scikit-learn's digits.
+"""CIFAR-10 from disk, or pictures of its shape made from scikit-learn's digits.
 
 B pictures; x float32 [B, 3, 32, 32] in -1 to 1, y int64 [B].
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ class Pictures:
 
 
 def pictures(cifar: Path | None) -> Pictures:
-    """CIFAR-10 from a folder with cifar10.npz (x_train [50000, 32, 32, 3] uint8, y_train, x_test,
+    """CIFAR-10 from a folder with cifar10.safetensors (x_train [50000, 32, 32, 3] uint8, y_train, x_test,
     y_test), else the digits."""
     return _digits() if cifar is None else _cifar(cifar)
 
@@ -49,12 +50,10 @@ def _digits() -> Pictures:
 
 
 def _cifar(folder: Path) -> Pictures:
-    import numpy as np
-
-    held = np.load(folder / "cifar10.npz", allow_pickle=False)
+    held = load_file(str(folder / "cifar10.safetensors"))
 
     def part(name: str) -> tuple[Tensor, Tensor]:
-        x = torch.tensor(held[f"x_{name}"]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return x, torch.tensor(held[f"y_{name}"]).long().flatten()
+        x = held[f"x_{name}"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return x, held[f"y_{name}"].long().flatten()
 
     return Pictures("CIFAR-10", part("train"), part("test"))

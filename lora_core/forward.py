@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +33,11 @@ from lora_core.native import Kernels
 from lora_core.ops import norm
 from lora_core.ops.linear import group_product
 from lora_core.ops.lookup import lookup
-from lora_core.segments import Axis, Layout, Segment, Sequence, Span, cut, stretched
+from lora_core.segments import Axis, Layout, Segment, Sequence, Spans, cut, stretched
 from lora_core.weights import SlotWeights
 
 #: together they need more than one tile of rows
 _PROBE_LENGTHS = (5, 40, 230)
-
-
-class Spans(Protocol):
-    """The part of a layout that what is found refers to."""
-
-    @property
-    def spans(self) -> list[Span]:
-        """Whose labels lie where."""
 
 
 class Pass:
@@ -363,9 +355,22 @@ class Forward:
         """Whether sequences packed on one axis come out as each does by itself."""
         if self.native is not None:
             return True
-        if self._attention() != attention.NAME:
+        if self._attention() != attention.NAME or self._routes():
             return False
         return self._alike(lambda layout: self._hidden(layout, {}))
+
+    def _routes(self) -> bool:
+        """Whether tokens are handed to experts: how many rows a product has is then the
+        neighbours' doing, too, and a try-out that agrees proves little."""
+        if any(parameter.dim() > 2 for parameter in self.model.parameters()):
+            return True
+        ids, seen = self._probe()[1].ids, set[int]()
+        note = lambda _, x: seen.add(x[0].shape[:-1].numel())  # noqa: E731
+        hooks = [carrier.register_forward_pre_hook(note) for carrier in self.carriers]
+        self._plain(ids)
+        for hook in hooks:
+            hook.remove()
+        return seen != {len(ids)}
 
     @torch.no_grad()
     def _alike(self, hidden: Callable[[Layout], Tensor]) -> bool:

@@ -144,13 +144,17 @@ class Span:
     label_stop: int
 
 
-class Axis(Protocol):
-    """What a product over slots' rows needs to know of the rows of x: whose they are (`spans`),
-    and what their dropout is drawn from (`keys`, `positions` int64 [N])."""
+class Spans(Protocol):
+    """Whose rows and whose labels lie where."""
 
     @property
     def spans(self) -> list[Span]:
         """In order; what lies beyond them is nobody's."""
+
+
+class Axis(Spans, Protocol):
+    """What a product over slots' rows needs to know of the rows of x: whose they are (`spans`),
+    and what their dropout is drawn from (`keys`, `positions` int64 [N])."""
 
     @property
     def keys(self) -> Tensor:

@@ -53,7 +53,12 @@ class _Group(torch.autograd.Function):
             lows.append(low)
         ctx.save_for_backward(flat, *lows)
         ctx.group, ctx.layout, ctx.owned, ctx.shape = group, layout, mine, x.shape
-        return tuple(part.view(*x.shape[:-1], -1) for part in torch.split(y, group.sizes, dim=1))
+        # No views as autograd knows them: a model may add to an output in place.
+        shape = x.shape[:-1]
+        return tuple(
+            torch.ops.aten._unsafe_view.default(part, [*shape, part.shape[1]])
+            for part in torch.unsafe_split_with_sizes(y, group.sizes, dim=1)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

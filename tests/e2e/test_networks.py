@@ -23,6 +23,12 @@ __all__ = ["processes"]  # a fixture
 HERE = "tests.lora_core.networks"
 
 
+@pytest.fixture(autouse=True)
+def listed(monkeypatch):
+    """Workers may build the networks of `HERE`."""
+    monkeypatch.setenv("MANYLORA_FACTORIES", HERE)
+
+
 def registered_network(service, kind, folder):
     """(row, folder) of a network, in the ledger and in the store."""
     made, task = network(kind)
@@ -81,9 +87,8 @@ def alone(job, base, where, source, validation, folder):
 
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
 def test_jobs_of_arrays_are_published_with_the_bytes_of_training_alone(
-    kind, service, processes, tmp_path, monkeypatch
+    kind, service, processes, tmp_path
 ):
-    monkeypatch.setenv("MANYLORA_FACTORIES", HERE)
     tenant, _ = service.tenant(f"t-{uuid.uuid4().hex[:8]}")
     base, where = registered_network(service, kind, tmp_path)
     sent = [upload(service, tenant, kind, seed, tmp_path) for seed in (1, 2, 3)]

@@ -138,7 +138,7 @@ def prepare(
         shutil.copyfile(weights, made / WEIGHTS)
         if tokenizer is not None:
             _copy_tokenizer(tokenizer, made, chat_template)
-        files = [
+        files: list[Json] = [
             {"name": p.name, "sha256": sha256_of(p), "bytes": p.stat().st_size}
             for p in sorted(made.iterdir())
         ]

@@ -89,7 +89,7 @@ def test_what_cannot_be_built_or_trained_says_why(changes, said, tmp_path):
 
 
 def test_weights_of_another_network_or_pickled_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="no .safetensors file"):
+    with pytest.raises(UsageError, match=r"no \.safetensors file"):
         made("mlp", tmp_path, weights=tmp_path / "w.pt")
     save_file({"first.weight": torch.zeros(24, 12)}, str(tmp_path / "half.safetensors"))
     with pytest.raises(UsageError, match=r"lacks first\.bias"):
