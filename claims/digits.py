@@ -25,8 +25,8 @@ class Pictures:
 
 
 def pictures(cifar: Path | None) -> Pictures:
-    """CIFAR-10 from a folder with cifar10.safetensors (x_train [50000, 32, 32, 3] uint8, y_train, x_test,
-    y_test), else the digits."""
+    """CIFAR-10 from a folder with cifar10.safetensors (x_train [50000, 32, 32, 3] uint8, y_train,
+    x_test, y_test), else the digits."""
     return _digits() if cifar is None else _cifar(cifar)
 
 

@@ -19,8 +19,8 @@ What the documents behind this project say, done again with its own code. `make 
 every row in a few minutes and writes this page; nothing in it is typed in.
 
 Pictures are CIFAR-10 where its path is given (`make claims CIFAR=folder`, which holds a
-`cifar10.safetensors` with x_train, y_train, x_test, y_test), else scikit-learn's digits made into CIFAR's shape; a row says which. Times are of
-the machine that wrote the page.
+`cifar10.safetensors` with x_train, y_train, x_test and y_test), else scikit-learn's digits made
+into CIFAR's shape; a row says which. Times are of the machine that wrote the page.
 """
 
 

@@ -7,6 +7,7 @@ x [B, 3, 32, 32] flattened, hidden 128, 10 classes.
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def _curves(place: Place) -> Found:
                     learning_rate=2e-3, eval_every=-(-len(x) // 32))
     )  # fmt: skip
     folder = place.out / "tensorboard"
+    shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder / "base")) as writer:
         for epoch in range(EPOCHS):
             writer.add_scalar("Accuracy/test", start, epoch)
