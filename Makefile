@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Threads that spin long while they wait for each other cost ten times beside a busy neighbour.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help setup demo test soak lint types contracts docs bench bench-quick chaos check-cuda check clean
+.PHONY: help setup demo test soak lint types contracts docs bench bench-quick chaos claims check-cuda check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench-quick: setup  ## see that the bench works: a few minutes, numbers that mea
 
 chaos: setup  ## kill and freeze every part, 100 times over 20 jobs; FAULTS=, JOBS=, SEED= choose
 	"$(BIN)/python" -m tests.chaos --faults $(or $(FAULTS),100) --jobs $(or $(JOBS),20) --seed $(or $(SEED),1)
+
+claims: setup  ## do again what the documents claim; minutes; writes docs/claims.md; CIFAR= a folder
+	"$(BIN)/python" -m claims $(if $(CIFAR),--cifar "$(CIFAR)")
 
 check-cuda: setup  ## on a GPU: jobs among others against alone, and the engine's bench
 	"$(BIN)/python" -m bench.cuda

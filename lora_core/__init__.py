@@ -4,6 +4,7 @@ No environment, no database, no object store, no transformers: a library for any
 the engine under the service. `README.md` beside this file shows twenty lines of use.
 """
 
+from lora_core.arrays import ArrayExamples, ArrayTask
 from lora_core.digest import weights_digest
 from lora_core.errors import (
     DivergedError,
@@ -31,6 +32,8 @@ from lora_core.trainer import Trainer
 __all__ = [
     "AdamW",
     "AdapterSpec",
+    "ArrayExamples",
+    "ArrayTask",
     "Costs",
     "DivergedError",
     "Examples",

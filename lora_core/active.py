@@ -19,7 +19,7 @@ from lora_core.job import StepReport, TrainingJob
 from lora_core.native import Kernels
 from lora_core.optim import AdamW
 from lora_core.schedule import learning_rate
-from lora_core.segments import Segment, Sequence, cut
+from lora_core.segments import Segment, cut
 from lora_core.state import Best, State
 from lora_core.variants.loraplus import paces
 from lora_core.weights import SlotWeights
@@ -40,7 +40,7 @@ class Tally:
         sequences = [sequence for segment in segments for sequence in segment.sequences]
         return cls(
             labels=sum(sequence.labels for sequence in sequences),
-            tokens=sum(len(sequence.ids) for sequence in sequences),
+            tokens=sum(sequence.tokens for sequence in sequences),
         )
 
 
@@ -86,11 +86,26 @@ class Active:
         return cut(
             self.slot,
             [
-                Sequence(*job.examples[index], key=rng.seed_of(("row", job.seed, step, place)))
+                job.examples.sequence(index, key=rng.seed_of(("row", job.seed, step, place)))
                 for place, index in enumerate(rows)
             ],
             job.shift_group,
         )
+
+
+def evaluation_due(active: Active, report: StepReport) -> bool:
+    """Whether the job's validation examples are to be evaluated after this step."""
+    every = active.job.eval_every
+    due = report.finished or (every is not None and report.step % every == 0)
+    return due and active.job.validation is not None
+
+
+def accuracy_due(active: Active) -> bool:
+    """Whether the coming step's token accuracy is measured where it is not known anyway: at the
+    first, the last and each tenth step of a job, fewer in a long one, for it costs the half of the
+    head once more."""
+    step, total = active.step + 1, active.job.total_steps
+    return step in (1, total) or step % max(10, total // 10) == 0
 
 
 def refuse(active: Active, rows: int) -> StepReport:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 from lora_core import memory
+from lora_core.array_forward import ArrayForward
 from lora_core.errors import MemoryLimitError, SpecError
 from lora_core.forward import Forward
 from lora_core.inject import targets
 from lora_core.job import TrainingJob
-from lora_core.segments import ALIGN, Segment, Sequence, cut, micro_batches
+from lora_core.segments import ALIGN, Segment, micro_batches
 
+AnyForward = Forward | ArrayForward
 #: sequences and their length of the steps that memory is measured on
 _PROBES = ((8, 32), (48, 32), (3, 512))
 
@@ -23,7 +25,7 @@ class Budget:
     """Rows (`tokens`) and bytes (`limit`) of a trainer. `costs` is None until they are measured or
     told; `halvings` counts how often memory ran out and the rows were halved."""
 
-    def __init__(self, forward: Forward, tokens: int, limit: int | None) -> None:
+    def __init__(self, forward: AnyForward, tokens: int, limit: int | None) -> None:
         if tokens < 1:
             raise SpecError("token_budget is less than 1")
         self.tokens = tokens
@@ -66,29 +68,16 @@ class Budget:
     def admit(self, job: TrainingJob) -> None:
         """Raises SpecError for examples the model cannot read, MemoryLimitError for a job that
         could never take a step, whoever else is there."""
-        longest = self._forward.longest()
+        model = self._forward.model
+        names = targets(model, job.spec)
+        self._forward.admit(names)
         segments: list[Segment] = []
         for examples in (job.examples, job.validation):
-            if examples is None:
-                continue
-            ids = examples.input_ids
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._forward.vocabulary:
-                raise SpecError(
-                    f"an example holds the token {int(ids.max())}, and the base knows "
-                    f"{self._forward.vocabulary}"
-                )
-            lengths = examples.offsets.diff()
-            at = int(lengths.argmax())
-            if int(lengths[at]) > longest:
-                raise SpecError(
-                    f"an example has {int(lengths[at])} tokens, and the base has positions for "
-                    f"{longest}: lower context_length"
-                )
-            segments += cut(None, [Sequence(*examples[at])])
+            if examples is not None:
+                segments += self._forward.largest(examples, job.optimizer_batch)
         if self.costs is None:
             return
-        model = self._forward.model
-        size = memory.size_of(model, job.spec, targets(model, job.spec))
+        size = memory.size_of(model, job.spec, names)
         need = self.idle + memory.slot_bytes(size, job.patience is not None)
         need += max(self.costs.of([each]) + size.keeps * each.rows for each in segments)
         if need > self.limit:

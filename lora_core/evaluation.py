@@ -11,10 +11,9 @@ import math
 from dataclasses import dataclass, field
 
 from lora_core.active import Tally
-from lora_core.examples import Examples
 from lora_core.forward import Found
-from lora_core.job import StepReport
-from lora_core.segments import Segment, Sequence, cut
+from lora_core.job import AnyExamples, StepReport
+from lora_core.segments import Segment, cut
 
 
 @dataclass
@@ -27,19 +26,23 @@ class Evaluation:
     report: StepReport | None = None
     tally: Tally = field(default_factory=Tally)
     hits: int = 0
+    #: whether there is a right and a wrong
+    counts: bool = True
 
     @classmethod
     def of(
-        cls, slot: str | None, examples: Examples, report: StepReport | None = None
+        cls, slot: str | None, examples: AnyExamples, report: StepReport | None = None
     ) -> Evaluation:
         """All examples, in order, without dropout."""
-        sequences = [Sequence(*examples[index]) for index in range(len(examples))]
+        sequences = [examples.sequence(index) for index in range(len(examples))]
         return cls(slot, cut(slot, sequences), report)
 
     def add(self, part: list[Segment], found: Found) -> None:
         """Count a part of what is left as done."""
         labels = len(found.losses)
-        self.hits += int(found.hits(slice(0, labels)).sum())
+        self.counts = found.hits is not None
+        if found.hits is not None:
+            self.hits += int(found.hits(slice(0, labels)).sum())
         for span in found.layout.spans:
             self.tally.loss += float(found.losses[span.label_start : span.label_stop].sum())
         self.tally.labels += labels
@@ -52,5 +55,6 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of label tokens that are predicted right; NaN where there is none."""
-        return self.hits / self.tally.labels if self.tally.labels else math.nan
+        """Share of label tokens that are predicted right; NaN where there is none, or no right
+        and wrong."""
+        return self.hits / self.tally.labels if self.tally.labels and self.counts else math.nan

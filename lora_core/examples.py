@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_core import rng
 from lora_core.errors import FormatError
+from lora_core.segments import Sequence
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Examples:
             raise IndexError(index)
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
         return self.input_ids[start:end], self.mask[start:end]
+
+    def sequence(self, index: int, key: int = 0) -> Sequence:
+        """One example, its dropout drawn from `key`."""
+        return Sequence(*self[index], key=key)
 
     @classmethod
     def of(cls, rows: list[tuple[list[int], list[bool]]]) -> Examples:

@@ -21,16 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core import attention, loss, private
+from lora_core.arrays import ArrayExamples
 from lora_core.decoder import Decoder, recognise
 from lora_core.decoder.decoder import Head
-from lora_core.errors import LoraError
+from lora_core.errors import LoraError, SpecError
+from lora_core.examples import Examples
 from lora_core.group import LinearGroup, find_groups
 from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
 from lora_core.native import Kernels
 from lora_core.ops import norm, tokens
 from lora_core.ops.linear import group_product
-from lora_core.segments import Layout, Segment, Sequence, cut
+from lora_core.ops.lookup import lookup
+from lora_core.segments import Axis, Layout, Segment, Sequence, Spans, cut, stretched
 from lora_core.weights import SlotWeights
 
 #: together they need more than one tile of rows
@@ -40,23 +43,35 @@ _PROBE_LENGTHS = (5, 40, 230)
 class Pass:
     """One forward under way (`layer.Work`): where the rows are whose, and what their slots hold."""
 
-    def __init__(self, layout: Layout, slots: dict[str, SlotWeights], anchor: Tensor) -> None:
-        self.layout = layout
+    def __init__(self, layout: Axis, slots: dict[str, SlotWeights], anchor: Tensor) -> None:
         self.slots = slots
         self._anchor = anchor
+        self._axes = {len(layout.keys): layout}
+        self._layout = layout
 
     def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
         """Base and adapters of a group for x [..., D]."""
-        return group_product(x, self._anchor, group, self.layout, self.slots)
+        axis = self._axis(x.shape[:-1].numel())
+        return group_product(x, self._anchor, group, axis, self.slots)
+
+    def lookup(self, group: LinearGroup, ids: Tensor) -> Tensor:
+        """Base and adapters of an embedding for ids [...]."""
+        return lookup(ids, self._anchor, group, self._axis(ids.numel()), self.slots)
+
+    def _axis(self, rows: int) -> Axis:
+        """The rows of a layer that may see several of each example."""
+        if rows not in self._axes and self.slots:
+            self._axes[rows] = stretched(self._layout, rows)
+        return self._axes.get(rows, self._layout)
 
     def norm(self, part: norm.Norm, x: Tensor) -> Tensor:
         """A norm over x [..., D], with the slots' own weights."""
-        found = private.of_norm(private.owned(part, self.slots, self.layout.spans))
+        found = private.of_norm(private.owned(part, self.slots, self._layout.spans))
         return norm.owned_norm(x, self._anchor, part, found) if found else part.plain(x)
 
     def tokens(self, part: tokens.Tokens, ids: Tensor, out: Tensor) -> Tensor:
         """The embedding's output [..., D], with the slots' own vectors in it."""
-        found = private.of_tokens(part, private.owned(part, self.slots, self.layout.spans))
+        found = private.of_tokens(part, private.owned(part, self.slots, self._layout.spans))
         return tokens.replaced(out, self._anchor, ids.flatten(), found) if found else out
 
 
@@ -64,11 +79,12 @@ class Pass:
 class Found:
     """What a forward made of its segments: their layout, the losses float32 [M] of the label rows,
     which may be taken backward, and `hits(rows)`, whether the likeliest token is the label, bool
-    of that many rows. `hits` is `cheap` where it is known already."""
+    of that many rows. `hits` is `cheap` where it is known already, None where nothing is right or
+    wrong."""
 
-    layout: Layout
+    layout: Spans
     losses: Tensor
-    hits: Callable[[slice], Tensor]
+    hits: Callable[[slice], Tensor] | None
     cheap: bool
 
 
@@ -102,7 +118,7 @@ class Forward:
         states = self._states(self._probe()[1].ids) if kernels is not None else []
         if ours:
             model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        self.carriers: list[LoraLinear] = carry_all(model)
+        self.carriers: list[LoraLinear] = carry_all(model, embeddings=False)
         with attention.recorded() as asked:
             find_groups(model, self.carriers, lambda: self._plain(torch.arange(4)), kernels)
         norm.take_over(model)
@@ -158,6 +174,32 @@ class Forward:
         ids = torch.arange(length) % self.head.weight.shape[0]
         one = Sequence(ids, torch.ones(length, dtype=torch.bool))
         return cut(None, [one] * count)
+
+    def admit(self, names: list[str]) -> None:
+        """Raises: SpecError for layers no slot of a fused step can sit on."""
+        taken = {carrier.name for carrier in self.carriers}
+        other = next((name for name in names if name not in taken), None)
+        if other is not None:
+            raise SpecError(f"the trainer of a causal LM trains no embedding ({other})")
+
+    def largest(self, examples: Examples | ArrayExamples, at_once: int) -> list[Segment]:
+        """The segment that takes most memory; `at_once` examples make a step. Raises: SpecError
+        for examples the model cannot read."""
+        if not isinstance(examples, Examples):
+            raise SpecError("the base reads text, and the examples are arrays")
+        ids, longest = examples.input_ids, self.longest()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            raise SpecError(
+                f"an example holds the token {int(ids.max())}, and the base knows {self.vocabulary}"
+            )
+        lengths = examples.offsets.diff()
+        at = int(lengths.argmax())
+        if int(lengths[at]) > longest:
+            raise SpecError(
+                f"an example has {int(lengths[at])} tokens, and the base has positions for "
+                f"{longest}: lower context_length"
+            )
+        return cut(None, [examples.sequence(at)])
 
     def _hits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return loss.right(
@@ -323,9 +365,22 @@ class Forward:
         """Whether sequences packed on one axis come out as each does by itself."""
         if self.native is not None:
             return True
-        if self._attention() != attention.NAME:
+        if self._attention() != attention.NAME or self._routes():
             return False
         return self._alike(lambda layout: self._hidden(layout, {}))
+
+    def _routes(self) -> bool:
+        """Whether tokens are handed to experts: how many rows a product has is then the
+        neighbours' doing, too, and a try-out that agrees proves little."""
+        if any(parameter.dim() > 2 for parameter in self.model.parameters()):
+            return True
+        ids, seen = self._probe()[1].ids, set[int]()
+        note = lambda _, x: seen.add(x[0].shape[:-1].numel())  # noqa: E731
+        hooks = [carrier.register_forward_pre_hook(note) for carrier in self.carriers]
+        self._plain(ids)
+        for hook in hooks:
+            hook.remove()
+        return seen != {len(ids)}
 
     @torch.no_grad()
     def _alike(self, hidden: Callable[[Layout], Tensor]) -> bool:

@@ -59,9 +59,7 @@ class LinearGroup:
         """[O], or None."""
         if len(self.members) > 1:
             return self._bias
-        held = self.members[0].base.bias
-        assert held is None or isinstance(held, Tensor)
-        return held
+        return self.members[0].bias
 
     def outputs(self, place: int, x: Tensor, focus: Focus) -> Tensor:
         """The output [..., O of the member]; the first member that is asked works for all."""
@@ -137,6 +135,8 @@ def find_groups(
 
 
 def _fit(one: LoraLinear, other: LoraLinear) -> bool:
+    if not (one.joins and other.joins):
+        return False
     plain = not one.transposed and not other.transposed
     same_parent = one.name.rpartition(".")[0] == other.name.rpartition(".")[0]
     like = _traits(one) == _traits(other)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lora_core.arrays import ArrayExamples
 from lora_core.errors import LoraError, SpecError
 from lora_core.examples import Examples, total_steps
 from lora_core.schedule import SCHEDULES, Schedule
 from lora_core.spec import AdapterSpec
 
+AnyExamples = Examples | ArrayExamples
 #: more would leave float32 in a single update
 _MOST_RATE = 1e30
 
@@ -31,8 +33,8 @@ class TrainingJob:
 
     job_id: str
     spec: AdapterSpec
-    examples: Examples
-    validation: Examples | None = None
+    examples: AnyExamples
+    validation: AnyExamples | None = None
     epochs: int = 1
     batch_size: int = 4
     accumulation: int = 1
@@ -93,9 +95,10 @@ class StepReport:
 
     `step` counts from 1, `epoch` from 0. Losses are per label token, `grad_norm` is from before
     the clipping, `token_accuracy` is measured at some steps only, `tokens` are label tokens,
-    `input_tokens` all tokens without padding. `seconds` is the job's share of the device time: of
-    a shared step by its tokens, and its own evaluation. `best_step` is where the validation loss
-    was lowest so far. With an `error` the step changed nothing.
+    `input_tokens` all tokens without padding; of an array network both count examples, and the
+    accuracy is None where nothing is right or wrong. `seconds` is the job's share of the device
+    time: of a shared step by its tokens, and its own evaluation. `best_step` is where the
+    validation loss was lowest so far. With an `error` the step changed nothing.
     """
 
     job_id: str

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from lora_core.ops.tokens import Tokens
 
 
+#: PEFT's name of DoRA's magnitudes
+MAGNITUDE = "lora_magnitude_vector"
+#: a tensor's name in a file, the tensor, and its shape there
+Stored = tuple[str, Tensor, tuple[int, ...]]
+
+
 class Work(Protocol):
     """A fused step under way: it makes the outputs of a group of layers."""
 
@@ -43,6 +49,9 @@ class Work(Protocol):
 
     def tokens(self, part: Tokens, ids: Tensor, out: Tensor) -> Tensor:
         """The embedding's output [..., D] for ids [...], with the slots' own vectors in it."""
+
+    def lookup(self, group: LinearGroup, ids: Tensor) -> Tensor:
+        """The output [..., O] of an embedding for ids [...]."""
 
 
 @dataclass
@@ -57,6 +66,9 @@ class Focus:
 class LoraLinear(nn.Module):
     """A base layer (nn.Linear, transformers' Conv1D with weight [D, O], or a quantised one) and its
     slots."""
+
+    #: whether it may share a product with others that read its input
+    joins = True
 
     def __init__(self, base: nn.Module, name: str, focus: Focus) -> None:
         super().__init__()
@@ -123,6 +135,18 @@ class LoraLinear(nn.Module):
         if spec.dora:
             self.lora_magnitude[slot] = nn.Parameter(dora.lengths(self.rows))
         self.specs[slot] = spec
+
+    def stored(self, slot: str) -> list[Stored]:
+        """What PEFT calls a slot's tensors, the tensors (parameters, but for a B that a gain is
+        folded into), and the shape PEFT keeps them in."""
+        a, b = self.lora_A[slot], self.lora_B[slot]
+        if slot in self.lora_gain:
+            b = learnable_scaling.spread(b, self.lora_gain[slot])
+        found = [("lora_A.weight", a, tuple(a.shape)), ("lora_B.weight", b, tuple(b.shape))]
+        if slot in self.lora_magnitude:
+            magnitude = self.lora_magnitude[slot]
+            found.append((MAGNITUDE, magnitude, tuple(magnitude.shape)))
+        return found
 
     def remove(self, slot: str) -> None:
         """Empty a slot."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from lora_core import private
 from lora_core.layer import LoraLinear, dtype_of, shape_of
-from lora_core.segments import LONG, Segment, padded_length
+from lora_core.segments import Segment
 from lora_core.spec import AdapterSpec
 
 #: a prediction is this much over the fit: allocators round and keep
@@ -54,8 +54,7 @@ def amounts(segments: Iterable[Segment]) -> tuple[int, int]:
     rows = squares = 0
     for segment in segments:
         rows += segment.rows
-        lengths = [padded_length(len(s.ids)) for s in segment.sequences]
-        squares += sum(length**2 for length in lengths if length <= LONG)
+        squares += sum(sequence.square for sequence in segment.sequences)
     return rows, squares
 
 
@@ -77,7 +76,8 @@ def size_of(model: nn.Module, spec: AdapterSpec, names: Iterable[str]) -> Size:
         layer = model.get_submodule(name)
         carrier = layer if isinstance(layer, LoraLinear) else None
         base = carrier.base if carrier else layer
-        rows, columns = shape_of(base)
+        shape = shape_of(base)
+        rows, columns = shape[0], shape[1:].numel()
         turned = carrier.transposed if carrier else type(layer).__name__ == "Conv1D"
         out, inside = (columns, rows) if turned else (rows, columns)
         numbers += spec.r * (out + inside // (spec.qalora_group_size or 1))

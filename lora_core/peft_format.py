@@ -20,16 +20,14 @@ from torch import Tensor, nn
 from lora_core import private
 from lora_core.errors import FormatError
 from lora_core.inject import candidates, eject, focus_of, inject, layers
-from lora_core.layer import LoraLinear, dtype_of
+from lora_core.layer import MAGNITUDE, dtype_of
 from lora_core.ops.norm import Norm
 from lora_core.ops.tokens import Tokens
 from lora_core.spec import AdapterSpec
-from lora_core.variants import learnable_scaling
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MAGNITUDE = "lora_magnitude_vector"
 _REFUSED = (
     "lora_bias",
     "rank_pattern",
@@ -68,10 +66,10 @@ def save_adapter(
     chosen = dtype or (torch.bfloat16 if half else torch.float32)
     tensors = {}
     for name, layer in sorted(hit.items()):
-        for key, value in _parts(layer, slot).items():
-            kept = torch.float32 if key == _MAGNITUDE else chosen
+        for key, value, shape in layer.stored(slot):
+            kept = torch.float32 if key == MAGNITUDE else chosen
             made = value.detach().to(device="cpu", dtype=kept)
-            tensors[f"{_PREFIX}{name}.{key}"] = made.contiguous()
+            tensors[f"{_PREFIX}{name}.{key}"] = made.contiguous().view(shape)
     for name, value in _private(model, slot).items():
         kept = chosen if value.dim() > 1 else torch.float32
         tensors[name] = value.detach().to(device="cpu", dtype=kept).contiguous()
@@ -85,7 +83,8 @@ def save_adapter(
         first.specs[slot],
         target_modules=_shortest(model, set(hit)),
         base_model_name=base_model_name,
-        fan_in_fan_out=any(layer.of_conv1d for layer in hit.values()),
+        fan_in_fan_out=any(layer.of_conv1d and layer.joins for layer in hit.values()),
+        task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
     ) | _private_config(model, slot)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -128,6 +127,7 @@ def to_peft_config(
     target_modules: list[str] | None = None,
     base_model_name: str | None = None,
     fan_in_fan_out: bool = False,
+    task_type: str | None = "CAUSAL_LM",
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`. `target_modules` are the names actually reached,
     which readers other than PEFT want; by default the spec's own."""
@@ -139,7 +139,7 @@ def to_peft_config(
     return {
         **qalora,
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model_name,
         "inference_mode": True,
         "r": spec.r,
@@ -200,11 +200,11 @@ def _fill(model: nn.Module, hit: list[str], slot: str, tensors: dict[str, Tensor
     with torch.no_grad():
         for name in hit:
             layer = present[name]
-            for part, own in _parts(layer, slot).items():
+            for part, held, shape in layer.stored(slot):
                 key = f"{_PREFIX}{name}.{part}"
-                if key not in tensors or tensors[key].shape != own.shape:
-                    raise FormatError(f"{WEIGHTS} has no {key} of shape {tuple(own.shape)}")
-                own.copy_(tensors[key])
+                if key not in tensors or tensors[key].shape != shape:
+                    raise FormatError(f"{WEIGHTS} has no {key} of shape {shape}")
+                held.copy_(tensors[key].view_as(held))
                 left.discard(key)
         for key, value in _private(model, slot).items():
             if key not in tensors or tensors[key].shape != value.shape:
@@ -256,19 +256,6 @@ def _refuse_other_modules(model: nn.Module, spec: AdapterSpec, config: dict[str,
             f"adapters with modules_to_save other than all norms of the hidden state are not "
             f"supported ({other})"
         )
-
-
-def _parts(layer: LoraLinear, slot: str) -> dict[str, Tensor]:
-    """A slot's tensors by the last parts of their keys; the parameters themselves, unless a gain
-    is folded into B."""
-    parts = layer.parameters_of(slot)
-    b: Tensor = parts["B"]
-    if "gain" in parts:
-        b = learnable_scaling.spread(b, parts["gain"])
-    found: dict[str, Tensor] = {"lora_A.weight": parts["A"], "lora_B.weight": b}
-    if "magnitude" in parts:
-        found[_MAGNITUDE] = parts["magnitude"]
-    return found
 
 
 def _shortest(model: nn.Module, hit: set[str]) -> list[str]:

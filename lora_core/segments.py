@@ -9,18 +9,22 @@ every product over a segment's rows sees only that segment, every product over a
 of a fixed height, and threads part the rows between vectors (`whole_rows`). Then neither neighbours
 nor the token budget can be told from the result.
 
-N rows (tokens and padding), L tokens of a sequence, M label rows.
+N rows (tokens and padding), L tokens of a sequence, M label rows. Examples that are arrays are
+sequences of one row each (`arrays.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from lora_core.errors import LoraError
 
 #: rows of every product with a base weight; measured: with tiles of 256 a row's bits do not
 #: depend on its neighbours, with a shorter last tile they do
@@ -55,20 +59,44 @@ class Sequence:
         """Tokens to be predicted: the first token of a sequence has nothing before it."""
         return int(self.mask[1:].sum())
 
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return len(self.ids)
+
+    @property
+    def square(self) -> int:
+        """Attention weights that are kept for the backward."""
+        length = padded_length(len(self.ids))
+        return length**2 if length <= LONG else 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of an array network: x [...], y [...], and the key its dropout is drawn from."""
+
+    x: Tensor
+    y: Tensor
+    key: int = 0
+    labels: int = 1
+    tokens: int = 1
+    square: int = 0
+
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one slot (None: the bare base) that always stay together."""
+    """Rows of one slot (None: the bare base) that always stay together: sequences of tokens, or
+    examples of an array network."""
 
     slot: str | None
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[Sequence | Row, ...]
     #: tokens that see each other in LongLoRA's shifted attention; None: all of a sequence do
     group: int | None = None
 
     @cached_property
     def tokens(self) -> int:
         """Tokens of all its sequences."""
-        return sum(len(s.ids) for s in self.sequences)
+        return sum(s.tokens for s in self.sequences)
 
     @property
     def rows(self) -> int:
@@ -76,17 +104,19 @@ class Segment:
         return -(-self.tokens // ALIGN) * ALIGN
 
 
-def cut(slot: str | None, sequences: Iterable[Sequence], group: int | None = None) -> list[Segment]:
+def cut(
+    slot: str | None, sequences: Iterable[Sequence | Row], group: int | None = None
+) -> list[Segment]:
     """Put sequences together, in order, while they fit into SEGMENT_ROWS."""
     segments: list[Segment] = []
-    held: list[Sequence] = []
+    held: list[Sequence | Row] = []
     size = 0
     for sequence in sequences:
-        if held and size + len(sequence.ids) > SEGMENT_ROWS:
+        if held and size + sequence.tokens > SEGMENT_ROWS:
             segments.append(Segment(slot, tuple(held), group))
             held, size = [], 0
         held.append(sequence)
-        size += len(sequence.ids)
+        size += sequence.tokens
     if held:
         segments.append(Segment(slot, tuple(held), group))
     return segments
@@ -119,6 +149,71 @@ class Span:
     stop: int
     label_start: int
     label_stop: int
+
+
+class Spans(Protocol):
+    """Whose rows and whose labels lie where."""
+
+    @property
+    def spans(self) -> list[Span]:
+        """In order; what lies beyond them is nobody's."""
+
+
+class Axis(Spans, Protocol):
+    """What a product over slots' rows needs to know of the rows of x: whose they are (`spans`),
+    and what their dropout is drawn from (`keys`, `positions` int64 [N])."""
+
+    @property
+    def keys(self) -> Tensor:
+        """int64 [N]"""
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [N]"""
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is at work."""
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """An axis each of whose rows stands for several: the positions of a convolution, the words of
+    an embedding."""
+
+    spans: list[Span]
+    keys: Tensor
+    positions: Tensor
+    training: bool
+
+
+def stretched(axis: Axis, rows: int) -> Axis:
+    """The axis of a layer that sees `rows` rows. They lie example by example, where there are
+    whole multiples of the examples; a segment by itself owns all of them, however they lie.
+
+    Raises: LoraError when neither is so.
+    """
+    count = len(axis.keys)
+    if rows == count:
+        return axis
+    spans = axis.spans
+    device = axis.keys.device
+    if rows and rows % count == 0:
+        times = rows // count
+        return Stretched(
+            [replace(s, start=s.start * times, stop=s.stop * times) for s in spans],
+            axis.keys.repeat_interleave(times),
+            (axis.positions[:, None] * times + torch.arange(times, device=device)).flatten(),
+            axis.training,
+        )
+    if len(spans) == 1 and spans[0].stop == count:
+        return Stretched(
+            [replace(spans[0], start=0, stop=rows)],
+            axis.keys[:1].expand(rows),
+            torch.arange(rows, device=device),
+            axis.training,
+        )
+    raise LoraError(f"a layer sees {rows} rows, which are no multiple of {count} examples")
 
 
 @dataclass(frozen=True)
@@ -156,6 +251,7 @@ class Layout:
         for segment in self.segments:
             row, before = start, found
             for sequence in segment.sequences:
+                assert isinstance(sequence, Sequence)
                 length = len(sequence.ids)
                 ids.append(sequence.ids.long())
                 positions.append(torch.arange(length))

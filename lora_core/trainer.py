@@ -20,19 +20,22 @@ from lora_core import memory
 from lora_core.active import (
     Active,
     Tally,
+    accuracy_due,
+    evaluation_due,
     judge,
     refuse,
     restore,
     snapshot,
     update,
 )
-from lora_core.budget import Budget
+from lora_core.array_forward import ArrayForward
+from lora_core.arrays import ArrayTask
+from lora_core.budget import AnyForward, Budget
 from lora_core.errors import DivergedError, LoraError, MemoryLimitError, SpecError
 from lora_core.evaluation import Evaluation
-from lora_core.examples import Examples
 from lora_core.forward import Forward
 from lora_core.inject import eject, focus_of, inject, layers
-from lora_core.job import StepReport, TrainingJob
+from lora_core.job import AnyExamples, StepReport, TrainingJob
 from lora_core.native import Kernels
 from lora_core.peft_format import save_adapter
 from lora_core.segments import Segment
@@ -41,7 +44,8 @@ from lora_core.weights import SlotWeights
 
 
 class Trainer:
-    """Owns `model` (a causal LM as transformers builds them) and its slots.
+    """Owns `model` and its slots: a causal LM as transformers builds them, or with `arrays` any
+    network from an array to an array, whose jobs have `ArrayExamples`.
 
     `head` is the output layer (weight [V, D], optional bias [V]) of a model whose
     `get_output_embeddings` does not tell. `kernels` are what `native.load` found for this machine:
@@ -62,6 +66,7 @@ class Trainer:
         kernels: Kernels | None = None,
         token_budget: int = 2048,
         memory_limit: int | None = None,
+        arrays: ArrayTask | None = None,
     ) -> None:
         if slots < 1:
             raise SpecError("a trainer needs at least one slot")
@@ -73,7 +78,9 @@ class Trainer:
         self._lock = RLock()
         model.requires_grad_(False)
         model.eval()
-        self._forward = Forward(model, head, kernels)
+        self._forward: AnyForward = (
+            Forward(model, head, kernels) if arrays is None else ArrayForward(model, arrays)
+        )
         self.budget = Budget(self._forward, token_budget, memory_limit)
 
     @property
@@ -180,7 +187,7 @@ class Trainer:
         for report in reports:
             active = self._active[report.job_id]
             report = replace(report, seconds=shared * report.input_tokens / tokens)
-            if report.error is None and _evaluation_due(active, report):
+            if report.error is None and evaluation_due(active, report):
                 examples = active.job.validation
                 assert examples is not None
                 self._evaluations[report.job_id] = Evaluation.of(active.slot, examples, report)
@@ -205,7 +212,9 @@ class Trainer:
             slot = self._get(job_id).slot
             save_adapter(self.model, folder, slot=slot, base_model_name=base_model_name)
 
-    def evaluate(self, job_id: str | None, examples: Examples | None = None) -> tuple[float, float]:
+    def evaluate(
+        self, job_id: str | None, examples: AnyExamples | None = None
+    ) -> tuple[float, float]:
         """Mean loss per label token and token accuracy of a job's adapter (None: of the bare
         base) on `examples`, by default the job's validation examples.
 
@@ -219,7 +228,7 @@ class Trainer:
                 raise SpecError("there are no examples to evaluate on")
             return self.evaluate_slot(active.slot if active else None, examples)
 
-    def evaluate_slot(self, slot: str | None, examples: Examples) -> tuple[float, float]:
+    def evaluate_slot(self, slot: str | None, examples: AnyExamples) -> tuple[float, float]:
         """`evaluate` by the slot's name, for adapters that `load_adapter` put into the model.
 
         Raises: SpecError when no layer has the slot.
@@ -296,7 +305,7 @@ class Trainer:
         segments = {active.slot: active.segments() for active in going}
         tallies = {slot: Tally.of(own) for slot, own in segments.items()}
         held = {active.slot: active.weights for active in going}
-        due = {active.slot for active in going if _accuracy_due(active)}
+        due = {active.slot for active in going if accuracy_due(active)}
         for active in going:
             active.weights.zero()
         for part in self._parts([s for own in segments.values() for s in own]):
@@ -326,7 +335,7 @@ class Trainer:
         for span, total in zip(layout.spans, sums, strict=True):
             tally = tallies[span.slot or ""]
             tally.loss += total
-            if found.cheap or span.slot in due:
+            if found.hits is not None and (found.cheap or span.slot in due):
                 mine = slice(span.label_start, span.label_stop)
                 tally.correct = (tally.correct or 0) + int(found.hits(mine).sum())
 
@@ -359,7 +368,7 @@ class Trainer:
             report = replace(
                 report,
                 validation_loss=evaluation.loss,
-                validation_accuracy=evaluation.accuracy,
+                validation_accuracy=evaluation.accuracy if evaluation.counts else None,
             )
         self._settled[job_id] = judge(active, report)
 
@@ -378,20 +387,6 @@ class Trainer:
         if job_id not in self._active:
             raise SpecError(f"{job_id} is in no slot")
         return self._active[job_id]
-
-
-def _evaluation_due(active: Active, report: StepReport) -> bool:
-    every = active.job.eval_every
-    due = report.finished or (every is not None and report.step % every == 0)
-    return due and active.job.validation is not None
-
-
-def _accuracy_due(active: Active) -> bool:
-    """Whether the coming step's token accuracy is measured where it is not known anyway: at the
-    first, the last and each tenth step of a job, fewer in a long one, for it costs the half of the
-    head once more."""
-    step, total = active.step + 1, active.job.total_steps
-    return step in (1, total) or step % max(10, total // 10) == 0
 
 
 def _name(slot: int) -> str:

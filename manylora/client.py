@@ -217,6 +217,14 @@ class Client:
         """Ask before anything is sent. Raises: UnknownBaseError listing what is registered."""
         self._call("GET", f"/v1/models/{_part(name)}")
 
+    def network_of(self, name: str) -> Json | None:
+        """What a base that a function builds reads and makes; None for a causal LM by transformers.
+        Raises: UnknownBaseError listing what is registered."""
+        self.require_base(name)
+        found = next((item for item in self.bases() if item["name"] == name), {})
+        network: Json | None = found.get("network")
+        return network
+
     def add_base(self, card: Json, folder: Path, progress: Progress | None = None) -> Json:
         """Register a base and send the files the service does not have yet."""
         body = {name: value for name, value in card.items() if name != "folder"}

@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     max_context_length: int = Field(4096, gt=0, description="longest max_length a job may ask for")
     presign_seconds: int = Field(300, gt=0, description="life of a presigned download, seconds")
 
+    factories: str = Field(
+        "", description="modules, by commas, whose functions a worker may call to build a base"
+    )
     threads: int | None = Field(None, description="threads of the trainer; default all cores")
     token_budget: int = Field(
         2048, ge=256, description="rows of one forward of the base, of all slots together"

@@ -5,18 +5,25 @@ In a thread of its own: a file of a million lines never delays a scheduling roun
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
 import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from manylora import keys
+from manylora.datasets.arrays import is_arrays, require_kind, validate_arrays
 from manylora.datasets.limits import Limits
+from manylora.datasets.problems import Report
 from manylora.datasets.validate import validate
 from manylora.errors import DatasetError, LostError, NotFoundError
 from manylora.ledger import events, jobs
 from manylora.ledger.database import Database
 from manylora.ledger.states import JobState
-from manylora.ledger.tables import File, Job
+from manylora.ledger.tables import Base, File, Job
 from manylora.storage.store import Store
 
 log = structlog.get_logger(__name__)
@@ -36,6 +43,8 @@ def intake_one(database: Database, store: Store, limits: Limits) -> bool:
         )
         if job is None:
             return False
+        base = tx.get(Base, job.base)
+        network = base.network if base is not None else None
         named = [("training_file", _file(tx, job.training_file))]
         if job.validation_file:
             named.append(("validation_file", _file(tx, job.validation_file)))
@@ -48,20 +57,24 @@ def intake_one(database: Database, store: Store, limits: Limits) -> bool:
         )
     bound = {"job_id": job.id, "tenant_id": str(job.tenant_id)}
     with structlog.contextvars.bound_contextvars(**bound):
-        examples, refusal = _read(store, limits, named)
+        examples, refusal = _read(store, limits, named, network)
         _decide(database, job.id, examples, refusal)
     return True
 
 
 def _read(
-    store: Store, limits: Limits, named: list[tuple[str, File]]
+    store: Store, limits: Limits, named: list[tuple[str, File]], network: dict[str, Any] | None
 ) -> tuple[int, tuple[str, str, str] | None]:
     """How many training examples there are, and why the job cannot be taken in, if it cannot."""
     examples: dict[str, int] = {}
     for param, file in named:
         try:
+            require_kind(file.filename, network, param)
             with store.open(keys.dataset_key(str(file.tenant_id), file.sha256)) as stream:
-                report = validate(stream, limits)
+                if network is not None and is_arrays(file.filename):
+                    report = _arrays(stream, file, limits, network)
+                else:
+                    report = validate(stream, limits)
             report.raise_if_bad(file.filename)
             examples[param] = report.examples
         except DatasetError as error:
@@ -69,6 +82,15 @@ def _read(
         except NotFoundError:
             return 0, ("file_gone", f"{file.id}: its bytes are no longer stored", param)
     return examples.get("training_file", 0), None
+
+
+def _arrays(stream: IO[bytes], file: File, limits: Limits, network: dict[str, Any]) -> Report:
+    """A file of arrays against its base; it cannot be read as a stream."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"arrays{Path(file.filename).suffix}"
+        with path.open("wb") as out:
+            shutil.copyfileobj(stream, out)
+        return validate_arrays(path, limits, network)
 
 
 def _file(tx: Session, file_id: str) -> File:

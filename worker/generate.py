@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lora_core import load_adapter
+from worker.bases.network import require_text
 from worker.trainer.load import load_base
 
 
@@ -15,6 +16,7 @@ def generate(
     base_folder: Path, adapter_dir: Path | None, prompt: str, max_new_tokens: int = 64
 ) -> str:
     """What follows the prompt, without the prompt. Raises: LoraError, UnknownBaseError."""
+    require_text(base_folder)
     model = load_base(base_folder, "cpu", None)
     if adapter_dir is not None:
         load_adapter(model, adapter_dir)

@@ -175,6 +175,7 @@ class WorkerProcess:
             token_budget=self.settings.token_budget,
             memory_limit=self.settings.memory_limit,
             kernels=self.settings.folder("kernels"),
+            factories=self.settings.factories,
             log=(self.settings.log_level, self.settings.log_format),
         )
         self.link.start()

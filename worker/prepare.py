@@ -10,6 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from manylora import keys
+from manylora.datasets.arrays import load_arrays
+from manylora.datasets.limits import Limits
 from manylora.datasets.tokenize import Tokenizer, Totals, encode_file
 from manylora.errors import BadSpecError, DatasetError, IntegrityError, NotFoundError
 from manylora.ledger.tables import File
@@ -92,6 +94,18 @@ def write_examples(
         str(target),
     )
     return len(offsets) - 1
+
+
+def write_arrays(
+    source: Path, target: Path, network: dict[str, Any], limits: Limits | None = None
+) -> int:
+    """A file of arrays as the safetensors the trainer reads; returns the examples.
+
+    Raises: DatasetError.
+    """
+    x, y = load_arrays(source, limits or Limits(), network)
+    save_file({"x": x, "y": y}, str(target))
+    return len(x)
 
 
 def cut(lines: list[int], name: str, max_length: int) -> str:

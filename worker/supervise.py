@@ -15,13 +15,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import select
 
 from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
+from manylora.datasets.arrays import reads_arrays
+from manylora.datasets.limits import Limits
 from manylora.datasets.tokenize import Tokenizer, Totals
 from manylora.errors import IntegrityError, LostError, ManyloraError, UnavailableError
 from manylora.ledger import checkpoints, jobs, leases, workers
@@ -343,6 +345,9 @@ class Supervisor:
     def _tokenise(
         self, job: Job, lease: Lease, base: Base, files: list[File], folder: Path
     ) -> None:
+        if reads_arrays(base.network):
+            self._unpack(lease, base.network or {}, files, folder)
+            return
         tokenizer = self._tokenizer_of(base)
         length = int(job.hyperparameters["context_length"])
         for file, name in zip(files, ("train", "validation"), strict=False):
@@ -355,6 +360,15 @@ class Supervisor:
                 told = prepare.cut(totals.truncated, prepare.KINDS[name], length)
                 with self.database.transaction() as tx:
                     leases.note(tx, job, told, actor=self.worker_id, level="warn")
+
+    def _unpack(
+        self, lease: Lease, network: dict[str, Any], files: list[File], folder: Path
+    ) -> None:
+        limits = Limits.from_settings(self.settings)
+        for file, name in zip(files, ("train", "validation"), strict=False):
+            source = folder / f"{name}-sent{Path(file.filename).suffix}"
+            self._outlast(lease, partial(prepare.fetch_dataset, self.store, file, source))
+            prepare.write_arrays(source, folder / f"{name}.safetensors", network, limits)
 
 
 def _room_for(files: list[File], folder: Path) -> None:

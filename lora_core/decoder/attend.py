@@ -44,7 +44,7 @@ class Sequences:
             row = span.start
             group = segment.group if layout.training else None
             for sequence in segment.sequences:
-                length = len(sequence.ids)
+                length = sequence.tokens
                 for half, start, size in seen_together(length, group):
                     found.setdefault(half, []).append((row + start, size))
                 inside[row : row + length] = True

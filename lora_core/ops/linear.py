@@ -25,11 +25,11 @@ from lora_core.variants import dora
 
 if TYPE_CHECKING:
     from lora_core.group import LinearGroup
-    from lora_core.segments import Layout, Span
+    from lora_core.segments import Axis, Span
     from lora_core.weights import Pair, SlotWeights
 
 
-def keep_mask(layout: Layout, span: Span, rate: float, layer_key: int, width: int) -> Tensor:
+def keep_mask(layout: Axis, span: Span, rate: float, layer_key: int, width: int) -> Tensor:
     """Which inputs of a segment dropout keeps, bool [rows, width]: a function of (seed, step,
     layer, sequence, position) alone, for each sequence counted from its own first token."""
     rows = slice(span.start, span.stop)
@@ -44,15 +44,15 @@ class _Group(torch.autograd.Function):
         x: Tensor,
         _anchor: Tensor,
         group: LinearGroup,
-        layout: Layout,
+        layout: Axis,
         slots: dict[str, SlotWeights],
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
         y = product(flat, group.weight.t(), group.bias)
         lows: list[Tensor] = []
         inners: list[Tensor] = []
-        owned = _owned(group, layout, slots)
-        for span, held, pair in owned:
+        mine = owned(group, layout, slots)
+        for span, held, pair in mine:
             low = _low(flat, layout, span, held, pair)
             own = y[span.start : span.stop].addmm_(low, pair.b.t(), alpha=held.scaling)
             lows.append(low)
@@ -61,8 +61,13 @@ class _Group(torch.autograd.Function):
                 own.copy_(dora.turned(own, inner, pair.turn.less))
                 inners.append(inner)
         ctx.save_for_backward(flat, *lows, *inners)
-        ctx.group, ctx.layout, ctx.owned, ctx.shape = group, layout, owned, x.shape
-        return tuple(part.view(*x.shape[:-1], -1) for part in torch.split(y, group.sizes, dim=1))
+        ctx.group, ctx.layout, ctx.owned, ctx.shape = group, layout, mine, x.shape
+        # No views as autograd knows them: a model may add to an output in place.
+        shape = x.shape[:-1]
+        return tuple(
+            torch.ops.aten._unsafe_view.default(part, [*shape, part.shape[1]])
+            for part in torch.unsafe_split_with_sizes(y, group.sizes, dim=1)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,7 +95,7 @@ class _Group(torch.autograd.Function):
 
 
 def group_product(
-    x: Tensor, anchor: Tensor, group: LinearGroup, layout: Layout, slots: dict[str, SlotWeights]
+    x: Tensor, anchor: Tensor, group: LinearGroup, layout: Axis, slots: dict[str, SlotWeights]
 ) -> tuple[Tensor, ...]:
     """The outputs of a group's members, each [..., O of the member], for x [..., D] whose rows
     are `layout`'s. `anchor` is any tensor that requires a gradient: it keeps the first layer,
@@ -101,8 +106,8 @@ def group_product(
     return outputs
 
 
-def _owned(
-    group: LinearGroup, layout: Layout, slots: dict[str, SlotWeights]
+def owned(
+    group: LinearGroup, layout: Axis, slots: dict[str, SlotWeights]
 ) -> list[tuple[Span, SlotWeights, Pair]]:
     """The segments whose slot has adapters on the group, in order."""
     found = []
@@ -114,7 +119,7 @@ def _owned(
     return found
 
 
-def _low(flat: Tensor, layout: Layout, span: Span, held: SlotWeights, pair: Pair) -> Tensor:
+def _low(flat: Tensor, layout: Axis, span: Span, held: SlotWeights, pair: Pair) -> Tensor:
     """S = drop(x) A^T [rows, R]; each member has a dropout of its own."""
     x = flat[span.start : span.stop]
     rate = held.spec.dropout
@@ -132,7 +137,7 @@ def _inner(
     flat: Tensor,
     own: Tensor,
     low: Tensor,
-    layout: Layout,
+    layout: Axis,
     span: Span,
     held: SlotWeights,
     pair: Pair,
@@ -154,7 +159,7 @@ def _turned_back(
     dy: Tensor,
     owned: list[tuple[Span, SlotWeights, Pair]],
     inners: Iterator[Tensor],
-    layout: Layout,
+    layout: Axis,
 ) -> tuple[list[Tensor], Tensor]:
     """The slopes [rows, O] of each segment's adapter, and what of dy [N, O] goes through the base's
     weight: both are c dy for DoRA, but for a base whose input is not dropped. Leaves the gradient
@@ -179,7 +184,7 @@ def _masked(
     dx: Tensor | None,
     ds: Tensor,
     dy: Tensor,
-    layout: Layout,
+    layout: Axis,
     span: Span,
     held: SlotWeights,
     pair: Pair,

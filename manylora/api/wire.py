@@ -164,6 +164,7 @@ def base(row: Base) -> Json:
         "hidden_size": row.hidden_size,
         "bytes": row.bytes,
         "chat_template": row.chat_template,
+        "network": row.network,
         "state": row.state,
         "created_at": seconds(row.created_at),
     }

@@ -4,10 +4,10 @@ are in `manylora.datasets`."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from manylora.cli import context, output
-from manylora.errors import DatasetError
+from manylora.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
     from manylora.datasets.problems import Report
@@ -15,17 +15,27 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
-def read(path: Path, good: IO[bytes] | None = None) -> Report:
-    """Read a dataset under the limits of the settings; `good` gets the lines that can be used."""
+def read(
+    path: Path, good: IO[bytes] | None = None, network: dict[str, Any] | None = None
+) -> Report:
+    """Read a dataset under the limits of the settings; `good` gets the lines that can be used.
+    Arrays are held against `network`, if it is told."""
+    from manylora.datasets.arrays import is_arrays, validate_arrays
     from manylora.datasets.limits import Limits
     from manylora.datasets.validate import validate_path
 
-    return validate_path(path, Limits.from_settings(context.settings()), good)
+    limits = Limits.from_settings(context.settings())
+    if is_arrays(path.name):
+        if good is not None:
+            raise UsageError("--fix is for files of lines", param="fix")
+        return validate_arrays(path, limits, network)
+    return validate_path(path, limits, good)
 
 
-def checked(path: Path) -> Report:
-    """A dataset that can be used. Raises: DatasetError after listing the bad lines on stderr."""
-    report = read(path)
+def checked(path: Path, network: dict[str, Any] | None = None) -> Report:
+    """A dataset that can be used, by a base with that network if it is told. Raises: DatasetError
+    after listing the bad lines on stderr."""
+    report = read(path, network=network)
     if report.problems:
         for row in rows(report):
             output.talk(row)

@@ -18,7 +18,22 @@ FILE_CODES = frozenset(
         "too_many_problems",
     }
 )
-#: every code there is; docs/datasets.md says what each means
+#: codes of files of arrays
+ARRAY_CODES = frozenset(
+    {
+        "bad_dtype",
+        "bad_shape",
+        "counts_differ",
+        "missing_array",
+        "not_arrays",
+        "not_finite",
+        "object_array",
+        "out_of_range",
+        "unknown_array",
+        "wrong_kind",
+    }
+)
+#: every code of lines; docs/datasets.md says what each means, and those of arrays
 CODES = FILE_CODES | frozenset(
     {
         "bad_weight",
@@ -56,7 +71,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a validation found. `kind` is "text", "completion" or "messages"."""
+    """What a validation found. `kind` is "text", "completion", "messages" or "arrays"."""
 
     kind: str | None = None
     lines: int = 0
@@ -66,7 +81,7 @@ class Report:
     @property
     def bad_lines(self) -> int:
         """Lines with at least one problem."""
-        return len({p.line for p in self.problems if p.code not in FILE_CODES})
+        return len({p.line for p in self.problems if p.line})
 
     def raise_if_bad(self, filename: str) -> None:
         """Raises: DatasetError naming the first 20 problems."""

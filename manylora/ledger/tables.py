@@ -141,6 +141,8 @@ class Base(Table):
     layers: Mapped[Json]
     #: what those layers' weights are kept in: nf4, int8, int4-g<group size>; None: in `dtype`
     quantization: Mapped[str | None] = mapped_column(String(16))
+    #: {task, factory, args, input, output} of a base that a function builds
+    network: Mapped[Json | None]
     state: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[dt.datetime] = mapped_column(server_default=_NOW)
 

@@ -17,7 +17,8 @@ CARD = "base.json"
 @dataclass(frozen=True)
 class Card:
     """One base. `files` lists {name, sha256, bytes}; `layers` maps module names to
-    [in_features, out_features]."""
+    [in_features, out_features]; `network` is what builds a base that transformers does not know:
+    {task, factory, args, input, output} (`network.py`)."""
 
     name: str
     fingerprint: str
@@ -32,6 +33,7 @@ class Card:
     layers: dict[str, list[int]]
     #: what the layers' weights are kept in ("nf4", "int8", "int4-g32"); None: in `dtype`
     quantization: str | None = None
+    network: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Put the card into the base's folder; a folder with a card is complete."""
@@ -41,12 +43,21 @@ class Card:
         os.replace(part, folder / CARD)
 
 
-def fingerprint(dtype: str, files: list[dict[str, Any]], quantization: str | None = None) -> str:
-    """sha256 over the dtype, the quantisation if there is one, and the digest of every file."""
-    named: dict[str, Any] = {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}}
+def fingerprint(
+    dtype: str,
+    files: list[dict[str, Any]],
+    *,
+    quantization: str | None = None,
+    network: dict[str, Any] | None = None,
+) -> str:
+    """sha256 over the dtype, the quantisation if there is one, the digest of every file, and what
+    builds the network if something does."""
+    facts: dict[str, Any] = {"dtype": dtype, "files": {f["name"]: f["sha256"] for f in files}}
     if quantization is not None:
-        named["quantization"] = quantization
-    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
+        facts["quantization"] = quantization
+    if network is not None:
+        facts["network"] = network
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

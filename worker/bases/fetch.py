@@ -43,5 +43,6 @@ def ensure(store: Store, cache: Path, base: Base) -> Path:
             files=base.files,
             layers=base.layers,
             quantization=base.quantization,
+            network=base.network,
         ).write(folder)
         return folder

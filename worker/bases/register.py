@@ -79,7 +79,7 @@ def prepare(
         template = made / _TEMPLATE
         card = Card(
             name=name,
-            fingerprint=fingerprint(dtype, files, quantization),
+            fingerprint=fingerprint(dtype, files, quantization=quantization),
             dtype=dtype,
             source=source,
             bytes=sum(p.stat().st_size for p in made.iterdir()),

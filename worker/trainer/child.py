@@ -25,8 +25,10 @@ import structlog
 
 from lora_core import (
     AdapterSpec,
+    ArrayExamples,
     Examples,
     LoraError,
+    SpecError,
     State,
     StepReport,
     Trainer,
@@ -34,6 +36,8 @@ from lora_core import (
     weights_digest,
 )
 from manylora.logs import configure
+from worker.bases.card import read
+from worker.bases.network import task_of
 from worker.trainer.load import calibrate, kernels_in, load_base, numerics
 
 log = structlog.get_logger(__name__)
@@ -41,8 +45,9 @@ Message = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
 
 
-def training_job(key: str, order: Message) -> TrainingJob:
-    """A job as the trainer takes it, from resolved hyperparameters and a folder of examples.
+def training_job(key: str, order: Message, arrays: bool = False) -> TrainingJob:
+    """A job as the trainer takes it, from resolved hyperparameters and a folder of examples,
+    which are `arrays` or texts.
 
     Raises: LoraError for a spec that cannot be.
     """
@@ -50,7 +55,8 @@ def training_job(key: str, order: Message) -> TrainingJob:
     folder = Path(order["folder"])
     targets = hyper["target_modules"]
     validation = folder / "validation.safetensors"
-    examples = Examples.load(folder / "train.safetensors")
+    read_examples = ArrayExamples.load if arrays else Examples.load
+    examples = read_examples(folder / "train.safetensors")
     return TrainingJob(
         job_id=key,
         spec=AdapterSpec(
@@ -69,7 +75,7 @@ def training_job(key: str, order: Message) -> TrainingJob:
             trainable_tokens=_tokens(examples) if hyper.get("train_embeddings") else (),
         ),
         examples=examples,
-        validation=Examples.load(validation) if validation.exists() else None,
+        validation=read_examples(validation) if validation.exists() else None,
         epochs=hyper["n_epochs"],
         batch_size=hyper["batch_size"],
         learning_rate=hyper["learning_rate"],
@@ -86,8 +92,11 @@ def training_job(key: str, order: Message) -> TrainingJob:
     )
 
 
-def _tokens(examples: Examples) -> tuple[int, ...]:
-    """Every token there is: the vectors of others would have no gradient."""
+def _tokens(examples: Examples | ArrayExamples) -> tuple[int, ...]:
+    """Every token there is: the vectors of others would have no gradient. Raises: SpecError for
+    examples that are no tokens."""
+    if isinstance(examples, ArrayExamples):
+        raise SpecError("train_embeddings: the examples of this base are no tokens")
     return tuple(sorted(set(examples.input_ids.tolist())))
 
 
@@ -117,7 +126,8 @@ class Child:
         _die_with(order["parent"])
         base = Path(order["base"])
         try:
-            model = load_base(base, order["device"], order["threads"])
+            model = load_base(base, order["device"], order["threads"], order["factories"])
+            self._arrays = task_of(read(base).network)
             self._digest = weights_digest(model)
             kernels = kernels_in(order["kernels"], order["device"])
             self._trainer = Trainer(
@@ -126,6 +136,7 @@ class Child:
                 kernels=kernels,
                 token_budget=order["token_budget"],
                 memory_limit=order["memory_limit"],
+                arrays=self._arrays,
             )
             held = numerics(order["device"], kernels if self._trainer.native else None)
             calibrate(self._trainer, base, held)
@@ -165,7 +176,7 @@ class Child:
         key, op = order["key"], order["op"]
         try:
             if op == "join":
-                job = training_job(key, order)
+                job = training_job(key, order, self._arrays is not None)
                 resume = order.get("resume")
                 self._trainer.join(job, State.load(Path(resume)) if resume else None)
                 self._held[key] = _Held(

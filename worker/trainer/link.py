@@ -55,6 +55,7 @@ class TrainerLink:
         token_budget: int = 2048,
         memory_limit: int | None = None,
         kernels: Path | None = None,
+        factories: str = "",
         log: tuple[str, str] = ("info", "json"),
     ) -> None:
         """`log` is the level and the form of the child's log, which goes where ours goes."""
@@ -68,6 +69,7 @@ class TrainerLink:
             "token_budget": token_budget,
             "memory_limit": memory_limit,
             "kernels": str(kernels) if kernels is not None else None,
+            "factories": factories,
             "parent": os.getpid(),
         }
         self._note = note

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from lora_core import Costs, Trainer, attention
 from lora_core.native import Kernels, NativeError, load
+from worker.bases import network
 from worker.bases import quantize as few
 from worker.bases.card import read
 
@@ -25,10 +26,11 @@ log = structlog.get_logger(__name__)
 _FORMULA = 2
 
 
-def load_base(folder: Path, device: str, threads: int | None) -> Any:
-    """A frozen causal LM in evaluation mode on `device`.
+def load_base(folder: Path, device: str, threads: int | None, factories: str = "") -> Any:
+    """A frozen model in evaluation mode on `device`: a causal LM by transformers, or what a
+    function of one of the modules `factories` builds.
 
-    Raises: UnknownBaseError, OSError.
+    Raises: UnknownBaseError, UsageError, OSError.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -39,6 +41,9 @@ def load_base(folder: Path, device: str, threads: int | None) -> Any:
     transformers.utils.logging.disable_progress_bar()
     card = read(folder)
     AttentionInterface.register(attention.NAME, attention.packed)
+    if card.network is not None:
+        network.allow(card.network, factories)
+        return network.build(card.network, folder / network.WEIGHTS, card.dtype).to(device)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, card.dtype),

@@ -7,7 +7,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from manylora import keys
 from manylora.api import wire
@@ -28,6 +28,34 @@ class BaseFile(BaseModel):
     bytes: int = Field(ge=0)
 
 
+class Input(BaseModel):
+    """What a network reads of one example; ids stay under `below`."""
+
+    shape: list[Annotated[int, Field(ge=1)]] = Field(max_length=8)
+    dtype: str = Field(pattern=r"^(float32|int64)$")
+    below: int | None = Field(None, ge=1)
+
+
+class Network(BaseModel):
+    """A network that a function on the worker builds. An operator's word: workers call that
+    function, where their own MANYLORA_FACTORIES names its module."""
+
+    task: str = Field(pattern=r"^(regression|classification|causal-lm)$")
+    factory: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=200)
+    args: dict[str, Any]
+    input: Input | None
+    output: list[Annotated[int, Field(ge=1)]] | None = Field(max_length=8)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Network:
+        """Refuse a network of arrays that does not say what it reads and makes."""
+        if self.task != "causal-lm" and (self.input is None or self.output is None):
+            raise ValueError("a network of arrays has an input and an output")
+        if self.task == "classification" and not self.output:
+            raise ValueError("a classification has classes")
+        return self
+
+
 class Card(BaseModel):
     """A base, as `base add` describes it."""
 
@@ -43,6 +71,7 @@ class Card(BaseModel):
     files: list[BaseFile] = Field(min_length=1, max_length=500)
     layers: dict[str, tuple[int, int]]
     quantization: str | None = Field(None, pattern=r"^(nf4|int8|int4-g[1-9][0-9]{0,4})$")
+    network: Network | None = None
 
 
 def _missing(parts: Parts, fingerprint: str, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,10 +90,12 @@ def page(parts: Parts, _: Tenant) -> dict[str, Any]:
 @router.post("")
 def start(parts: Parts, _: Operator, card: Card) -> dict[str, Any]:
     """Announce a base; answers where to put the files the store lacks."""
-    named: dict[str, Any] = {"dtype": card.dtype, "files": {f.name: f.sha256 for f in card.files}}
+    facts: dict[str, Any] = {"dtype": card.dtype, "files": {f.name: f.sha256 for f in card.files}}
     if card.quantization is not None:
-        named["quantization"] = card.quantization
-    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"))
+        facts["quantization"] = card.quantization
+    if card.network is not None:
+        facts["network"] = card.network.model_dump()
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(canonical.encode()).hexdigest() != card.fingerprint:
         raise UsageError("the fingerprint does not belong to these files", param="fingerprint")
     columns = card.model_dump() | {"layers": {k: list(v) for k, v in card.layers.items()}}

@@ -15,6 +15,8 @@ from starlette.datastructures import FormData, UploadFile
 from manylora import keys
 from manylora.api import lookups, wire
 from manylora.api.context import Parts, Tenant
+from manylora.datasets.arrays import is_arrays, validate_arrays
+from manylora.datasets.limits import Limits
 from manylora.errors import DatasetError, UsageError
 from manylora.ledger import files
 
@@ -55,6 +57,10 @@ def upload(
                 out.write(chunk)
         if size == 0:
             raise DatasetError("the file is empty", code="empty_file", param="file")
+        if is_arrays(name):
+            named = path.rename(path.with_suffix(Path(name).suffix))
+            validate_arrays(named, Limits.from_settings(parts.settings)).raise_if_bad(name)
+            path = named
         key = keys.dataset_key(str(caller.tenant_id), digest.hexdigest())
         if parts.store.size(key) != size:
             parts.store.put_file(key, path)
@@ -109,7 +115,8 @@ def content(parts: Parts, caller: Tenant, file_id: str) -> RedirectResponse:
     with parts.database.transaction() as tx:
         row = files.get(tx, caller.tenant_id, file_id)
     key = keys.dataset_key(str(caller.tenant_id), row.sha256)
-    return RedirectResponse(parts.store.presign_get(key, f"{row.id}.jsonl"), 307)
+    name = f"{row.id}{Path(row.filename).suffix or '.jsonl'}"
+    return RedirectResponse(parts.store.presign_get(key, name), 307)
 
 
 @router.delete("/{file_id}")

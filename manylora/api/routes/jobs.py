@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from manylora import crash, hyperparameters
 from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
+from manylora.datasets.arrays import require_kind
 from manylora.errors import BadSpecError, UsageError
 from manylora.ledger import adapters, bases, events, files, jobs
 from manylora.ledger.tables import Job
@@ -104,9 +105,11 @@ def create(
                 hint=f"at most {parts.settings.max_context_length}",
                 param="hyperparameters.context_length",
             )
-        files.get(tx, caller.tenant_id, body.training_file)
-        if body.validation_file:
-            files.get(tx, caller.tenant_id, body.validation_file)
+        named = {"training_file": body.training_file, "validation_file": body.validation_file}
+        for param, file_id in named.items():
+            if file_id:
+                file = files.get(tx, caller.tenant_id, file_id)
+                require_kind(file.filename, base.network, param)
         row = jobs.create(
             tx,
             tenant_id=caller.tenant_id,

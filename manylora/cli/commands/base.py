@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from manylora.cli import context, output
-from manylora.cli.flags import command, group, json_option
+from manylora.cli.flags import command, existing_file, group, json_option
+from manylora.errors import UsageError
 
 
 @group()
@@ -33,9 +36,28 @@ def base() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float32"]),
-    default="bfloat16",
+    help="Numbers the weights are kept in  [bfloat16; float32 with --factory]",
+)
+@click.option("--factory", help="package.module:function that builds the network.")
+@click.option("--factory-args", default="{}", show_default=True, help="Its arguments, as JSON.")
+@click.option("--weights", type=existing_file, help="The network's .safetensors file.")
+@click.option(
+    "--task",
+    type=click.Choice(["regression", "classification", "causal-lm"]),
+    help="What a network with --factory is trained for.",
+)
+@click.option("--input-shape", help="One example's x, as in 3,32,32.")
+@click.option(
+    "--input-dtype",
+    type=click.Choice(["float32", "int64"]),
+    default="float32",
     show_default=True,
-    help="Numbers the weights are kept in.",
+    help="Numbers or ids.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the tokenizer.json of a causal-lm with --factory.",
 )
 @click.option(
     "--quantize",
@@ -52,9 +74,16 @@ def add(
     name: str,
     source: str | None,
     chat_template: str | None,
-    dtype: str,
+    dtype: str | None,
     quantize: str | None,
     group_size: int | None,
+    factory: str | None,
+    factory_args: str,
+    weights: Path | None,
+    task: str | None,
+    input_shape: str | None,
+    input_dtype: str,
+    tokenizer: Path | None,
     as_json: bool,
 ) -> None:
     """Convert a base on this machine, send it to the service and register it.
@@ -65,19 +94,33 @@ def add(
     $ manylora base add gemma-nf4 --from gemma-3-270m --quantize nf4
     $ manylora base add mine --from ./my-model --dtype float32
     $ manylora base add qwen --from Qwen/Qwen3-0.6B
+    $ manylora base add digits --factory nets:cnn --weights cnn.safetensors --task classification \\
+        --input-shape 1,28,28
     """
+    if (factory is None) != (weights is None) or (factory is None) != (task is None):
+        raise UsageError("--factory, --weights and --task go together", param="factory")
     client = context.connect()
-    prepare = context.load("worker.bases.register:prepare", extra="worker")
-    card, folder = prepare(
-        name,
-        source,
-        context.settings().folder("bases"),
-        dtype=dtype,
-        chat_template=chat_template,
-        quantize=quantize,
-        group_size=group_size,
-        progress=lambda text: output.talk(text, "base"),
-    )
+    told = {"chat_template": chat_template, "progress": lambda text: output.talk(text, "base")}
+    cache = context.settings().folder("bases")
+    if factory is None:
+        prepare = context.load("worker.bases.register:prepare", extra="worker")
+        few = {"quantize": quantize, "group_size": group_size}
+        card, folder = prepare(name, source, cache, dtype=dtype or "bfloat16", **few, **told)
+    else:
+        prepare = context.load("worker.bases.network:prepare", extra="worker")
+        card, folder = prepare(
+            name,
+            cache,
+            factory=factory,
+            args=_json(factory_args),
+            weights=weights,
+            task=task,
+            shape=_shape(input_shape),
+            input_dtype=input_dtype,
+            tokenizer=tokenizer,
+            dtype=dtype or "float32",
+            **told,
+        )
 
     def sending(file: str, done: int, total: int) -> None:
         share = done / total if total else 1.0
@@ -88,6 +131,23 @@ def add(
         output.document(made)
     else:
         output.talk(f"{name} is registered, {output.size(card.bytes)}", "base")
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--factory-args is not JSON: {error}", param="factory_args") from error
+    if not isinstance(found, dict):
+        raise UsageError("--factory-args is not a JSON object", param="factory_args")
+    return found
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(size) for size in text.split(",") if size)
+    except ValueError as error:
+        raise UsageError(f"--input-shape {text!r} is not like 3,32,32") from error
 
 
 @command("list")

@@ -58,6 +58,7 @@ def submit(
     """
     from manylora.cli.check import checked
     from manylora.cli.commands.watch import follow
+    from manylora.datasets.arrays import is_arrays, require_kind
 
     body: dict[str, Any] = {
         "model": base,
@@ -69,11 +70,17 @@ def submit(
     if priority is not None:
         body["priority"] = priority
     client = context.connect()
-    for path in (file, val):
+    # Arrays are held against what the base reads; lines need no base.
+    asked_first = any(path is not None and is_arrays(path.name) for path in (file, val))
+    network = client.network_of(base) if asked_first else None
+    for param, path in (("training_file", file), ("validation_file", val)):
         if path is not None:
-            report = checked(path)
+            if asked_first:
+                require_kind(path.name, network, param)
+            report = checked(path, network)
             output.talk(f"{path}: {output.counted(report.examples, 'example')}", "checked")
-    client.require_base(base)
+    if not asked_first:
+        client.require_base(base)
     body["training_file"] = client.upload(file)["id"]
     if val is not None:
         body["validation_file"] = client.upload(val)["id"]

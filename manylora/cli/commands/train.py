@@ -63,6 +63,7 @@ def train(
         seed=seed,
         device=device,
         kernels=context.settings().folder("kernels"),
+        factories=context.settings().factories,
         progress=progress,
         warn=lambda text: output.talk(text, "note"),
     )

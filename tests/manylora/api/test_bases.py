@@ -125,3 +125,50 @@ def test_what_is_refused(operator, http, name):
         assert operator.post(BASES, json=card(name) | change).status_code == 400, change
     problem(operator.post(f"{BASES}/{name}/complete"), 404, "not_found")
     problem(operator.delete(f"{BASES}/{name}"), 404, "not_found")
+
+
+NETWORK = {
+    "task": "classification",
+    "factory": "mine.nets:cnn",
+    "args": {},
+    "input": {"shape": [3, 4], "dtype": "float32", "below": None},
+    "output": [5],
+}
+
+
+def network_card(name, network):
+    plain = card(name)
+    digests = {file["name"]: file["sha256"] for file in plain["files"]}
+    facts = {"dtype": "float32", "files": digests, "network": network}
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return plain | {"network": network, "fingerprint": fingerprint}
+
+
+def test_a_network_is_part_of_a_base(operator, name):
+    started = operator.post(BASES, json=network_card(name, NETWORK))
+    assert started.status_code == 200
+    assert started.json()["base"]["network"] == NETWORK
+    other = network_card(name, NETWORK) | {"network": NETWORK | {"factory": "os:system"}}
+    assert operator.post(BASES, json=other).status_code == 400  # not what the fingerprint covers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factory": "os.system"},
+        {"factory": "../x:y"},
+        {"task": "segmentation"},
+        {"input": None},
+        {"output": []},
+        {"input": {"shape": [0], "dtype": "float32", "below": None}},
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(operator, name, change):
+    answer = operator.post(BASES, json=network_card(name, NETWORK | change))
+    assert answer.status_code in (400, 422)
+
+
+def test_no_tenant_registers_a_network(http, name):
+    answer = http().post(BASES, json=network_card(name, NETWORK))
+    assert answer.status_code in (401, 403)

@@ -1,6 +1,9 @@
 """Files that share their bytes: no delete takes what another file needs."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 
 def test_deleting_one_of_two_files_with_the_same_bytes_leaves_the_other(http, dataset):
@@ -40,3 +43,23 @@ def test_files_come_in_pages_both_ways(http, dataset):
         page = client.get("/v1/files", params=rest).json()
         assert [file["id"] for file in page["data"]] == wanted[2:]
     assert client.get("/v1/files?purpose=batch").json()["data"] == []
+
+
+def test_arrays_are_checked_as_they_come(http):
+    client = http()
+
+    def send(name, **arrays):
+        body = io.BytesIO()
+        np.savez(body, **arrays)
+        files = {"file": (name, body.getvalue())}
+        return client.post("/v1/files", data={"purpose": "fine-tune"}, files=files)
+
+    x, y = np.zeros((3, 2)), np.zeros((3, 1))
+    made = send("good.npz", x=x, y=y)
+    assert made.status_code == 200
+    url = f"/v1/files/{made.json()['id']}/content"
+    assert ".npz" in client.get(url, follow_redirects=False).headers["location"]
+    refused = send("bad.npz", x=x, y=y[:2])
+    assert refused.status_code == 400
+    assert "3 examples in x and 2 in y" in refused.json()["error"]["message"]
+    assert send("bad.safetensors", x=x, y=y).status_code == 400

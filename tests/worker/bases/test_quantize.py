@@ -46,7 +46,7 @@ def test_what_is_loaded_is_what_was_quantised(kind, name, source, tmp_path):
     whole, plain_folder = prepare(folder, tmp_path / "plain")
     card, made = prepare(folder, tmp_path / "few", quantize=method, group_size=group)
     assert (card.quantization, card.dtype, whole.quantization) == (name, "bfloat16", None)
-    assert card.fingerprint == cards.fingerprint("bfloat16", card.files, name)
+    assert card.fingerprint == cards.fingerprint("bfloat16", card.files, quantization=name)
     assert (card.layers, card.parameters) == (whole.layers, whole.parameters)
     assert cards.read(made) == card
 

@@ -1,0 +1,82 @@
+"""Implementing LoRA From Scratch for Fine-tuning LLMs. What a thousand customers of a 175B model
+cost, by the project's formulas: GPT-3's 96 layers of width 12288 as layers without memory.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from claims.row import Claim, Found, Place, near
+from lora_core.inject import candidates
+from lora_core.memory import numbers_of
+
+DOCUMENT = "Implementing LoRA From Scratch for Fine-tuning LLMs"
+CUSTOMERS = 1_000
+#: weights are kept in 16 bits
+HALF = 2
+WIDTH, LAYERS, VOCABULARY, POSITIONS = 12_288, 96, 50_257, 2_048
+
+
+class _Block(nn.Module):
+    """One layer's matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("q", "k", "v", "o"):
+            setattr(self, name, nn.Linear(WIDTH, WIDTH, device="meta"))
+        self.up = nn.Linear(WIDTH, 4 * WIDTH, device="meta")
+        self.down = nn.Linear(4 * WIDTH, WIDTH, device="meta")
+
+
+def _model() -> nn.Module:
+    return nn.ModuleList(_Block() for _ in range(LAYERS))
+
+
+def nf4_bits(block: int = 64, second: int = 256) -> float:
+    """Bits of one weight as NF4 with double quantisation (QLoRA, Dettmers et al., 2023): 4, an
+    8-bit scale for each block, a 32-bit scale for each `second` of those. The one place for the
+    figure: what `lora_core` counts for a quantised base may stand here."""
+    return 4 + 8 / block + 32 / (block * second)
+
+
+def _adapter_bytes(model: nn.Module, names: tuple[str, ...], r: int) -> int:
+    hit = [name for name in candidates(model) if name.rpartition(".")[2] in names]
+    return HALF * numbers_of(model, r, hit)
+
+
+def _checkpoint(_: Place) -> Found:
+    embedded = (VOCABULARY + POSITIONS) * WIDTH
+    total = sum(p.numel() for p in _model().parameters()) + embedded
+    size = total * HALF / 1e9
+    said = f"{total / 1e9:.1f}B parameters, {size:.0f} GB in 16 bits"
+    return said, near(total, 175e9, 0.01) and near(size, 350, 0.01)
+
+
+def _customers(_: Place) -> Found:
+    model = _model()
+    embedded = (VOCABULARY + POSITIONS) * WIDTH
+    whole = HALF * (sum(p.numel() for p in model.parameters()) + embedded)
+    small = _adapter_bytes(model, ("q", "v"), 4)
+    large = _adapter_bytes(model, ("q", "k", "v", "o", "up", "down"), 16)
+    full = CUSTOMERS * whole
+    shared = whole + CUSTOMERS * small
+    said = (
+        f"an adapter is {small / 1e6:.1f} MB (q and v, r = 4) or {large / 1e6:.0f} MB (every "
+        f"layer, r = 16); {CUSTOMERS:,} customers: {full / 1e12:.0f} TB of copies, or "
+        f"{shared / 1e9:.0f} GB with one base and small adapters"
+    )
+    return said, whole / small > 9_000 and full / shared > 900
+
+
+def _quantised(_: Place) -> Found:
+    bits = nf4_bits()
+    size = 175e9 * bits / 8 / 1e9
+    said = f"{bits:.3f} bits a weight; 175B parameters in {size:.0f} GB instead of 350"
+    return said, near(bits, 4.127, 0.001) and size < 100
+
+
+CLAIMS = [
+    Claim("checkpoint", DOCUMENT, "175B parameters are about 350 GB", _checkpoint),
+    Claim("a thousand customers", DOCUMENT, "copies are prohibitive, adapters are not", _customers),
+    Claim("QLoRA", DOCUMENT, "a quantised base lowers the cost further", _quantised),
+]
