@@ -186,6 +186,11 @@ class Client:
         """A job's events, newest first."""
         return self._pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit)
 
+    def quality(self, job_id: str) -> Json:
+        """A job's quality report. Raises: NotFoundError when none was wished."""
+        found: Json = self._call("GET", f"/v1/fine_tuning/jobs/{_part(job_id)}/quality")
+        return found
+
     def metrics(self, job_id: str, after_step: int = 0) -> list[Json]:
         """What was measured after a step, oldest first."""
         path = f"/v1/manylora/jobs/{_part(job_id)}/metrics"

@@ -46,6 +46,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eval_every: Annotated[int, Meta(ge=1)] | None = None
     early_stopping_patience: Annotated[int, Meta(ge=1)] | None = None
     early_stopping_min_delta: Annotated[float, Meta(ge=0)] = 0.0
+    quality_report: bool = False
 
 
 class Hyperparameters(msgspec.Struct, frozen=True):
@@ -69,6 +70,7 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     eval_every: int | None
     early_stopping_patience: int | None
     early_stopping_min_delta: float
+    quality_report: bool
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON column."""
@@ -134,6 +136,7 @@ def resolve(
         eval_every=asked.eval_every,
         early_stopping_patience=asked.early_stopping_patience,
         early_stopping_min_delta=asked.early_stopping_min_delta,
+        quality_report=asked.quality_report,
     )
 
 

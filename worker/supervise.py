@@ -31,7 +31,7 @@ from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 from manylora.storage import sweep
 from manylora.storage.store import Store
-from worker import adopt, checkpoint, prepare, publish
+from worker import adopt, checkpoint, prepare, publish, quality
 from worker.checkpoint import Resumed
 from worker.follow import Follow
 from worker.lease import Lease
@@ -187,6 +187,9 @@ class Supervisor:
             "base_name": job.base,
             "hyperparameters": job.hyperparameters,
             "seed": job.seed,
+            "quality": quality.wanted(
+                job, self.settings.quality_seconds, self._tokenizer_of(base), folder
+            ),
         }
         name = keys.adapter_name(job.base, tenant, job.suffix)
         follow = self._outlast(
@@ -210,6 +213,14 @@ class Supervisor:
         if finished is None:
             raise _HandedBack("its worker is shutting down")
         out, job.total_steps = Path(finished["folder"]), finished["step"]
+        if finished.get("quality"):
+            self._outlast(lease, lease.flush)
+            self._outlast(
+                lease,
+                lambda: quality.report(
+                    self.database, job, finished, self._tokenizer_of(base), folder
+                ),
+            )
         described = publish.manifest(
             job,
             tenant,
