@@ -197,6 +197,13 @@ class Client:
         points: list[Json] = self._call("GET", path, params={"after_step": after_step})["data"]
         return points
 
+    def all_metrics(self, job_id: str) -> list[Json]:
+        """Every metric point, oldest first, answer by answer."""
+        points: list[Json] = []
+        while more := self.metrics(job_id, int(points[-1]["step"]) if points else 0):
+            points += more
+        return points
+
     def _pages(self, path: str, limit: int) -> Iterator[Json]:
         after: Json = {}
         while True:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from manylora import advice
 from manylora.errors import BadSpecError
 
 AUTO_EPOCHS = 3
@@ -103,13 +104,19 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def resolve(
-    asked: Asked, *, hidden_size: int, layers: dict[str, list[int]] | None = None
+    asked: Asked,
+    *,
+    hidden_size: int,
+    layers: dict[str, list[int]] | None = None,
+    size: advice.Size | None = None,
 ) -> Hyperparameters:
-    """Numbers for every "auto".
+    """Numbers for every "auto"; where the dataset's `size` is known, those of `advice`.
 
     `layers` maps the base's module names to [in_features, out_features]; without it an "auto" rank
     is 32. Raises: BadSpecError when no layer matches an "auto" rank's target modules.
     """
+    if size is not None and layers:
+        asked = _advised(asked, hidden_size, layers, size)
     if asked.lora_r == "auto":
         hit = matched(asked.target_modules, layers) if layers else {}
         rank = min([AUTO_RANK, *(min(shape) for shape in hit.values())])
@@ -138,6 +145,22 @@ def resolve(
         early_stopping_min_delta=asked.early_stopping_min_delta,
         quality_report=asked.quality_report,
     )
+
+
+def _advised(
+    asked: Asked, hidden_size: int, layers: dict[str, list[int]], size: advice.Size
+) -> Asked:
+    """`asked` with what the dataset's size suggests for whatever was left open."""
+    room = advice.Room.of(matched(asked.target_modules, layers))
+    told = advice.advise(size, room, default_learning_rate(hidden_size))
+    opened = {
+        name: value
+        for name, (value, _) in told.items()
+        if name != "target_modules" and getattr(asked, name) in ("auto", None)
+    }
+    if asked.lora_r != "auto":
+        opened.pop("lora_alpha", None)  # alpha follows a rank that was chosen
+    return msgspec.structs.replace(asked, **opened)
 
 
 def matched(wanted: str | list[str], layers: dict[str, list[int]]) -> dict[str, list[int]]:
