@@ -22,6 +22,7 @@ from lora_core.peft_format import CONFIG, WEIGHTS, from_peft_config
 from lora_core.spectrum import energy_kept, factored, halves, rank_for
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_PREFIX = "base_model.model."
 _PER_LAYER = ("use_dora", "rank_pattern", "alpha_pattern")
 
 
@@ -58,7 +59,8 @@ def resize(
     for name, (a, b) in pairs.items():
         if new > min(a.shape[1], b.shape[0]):
             raise SpecError(
-                f"rank {new} is larger than the layer {name} ({b.shape[0]} x {a.shape[1]})"
+                f"rank {new} is larger than the layer {name.removeprefix(_PREFIX)} "
+                f"({b.shape[0]} x {a.shape[1]})"
             )
         grown = _grown(name, a, b, new) if new >= len(a) else halves(*parts[name], new)
         made[name + _A], made[name + _B] = (part.to(a.dtype).contiguous() for part in grown)
@@ -75,10 +77,7 @@ def kept(spectra: dict[str, Tensor], rank: int) -> Kept:
     return Kept(
         rank,
         held / total if total > 0 else 1.0,
-        {
-            name.removeprefix("base_model.model."): energy_kept(s, rank)
-            for name, s in spectra.items()
-        },
+        {name.removeprefix(_PREFIX): energy_kept(s, rank) for name, s in spectra.items()},
     )
 
 

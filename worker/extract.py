@@ -17,6 +17,9 @@ from manylora.errors import BadSpecError, UnknownBaseError, UsageError
 from worker.bases.card import CARD, find, read
 from worker.describe import base_of, describe
 
+#: what a difference or an adapter can be, where it cannot be what was asked
+_HINT = "ranks go up to the smallest side of a layer; --energy 0.95 finds one"
+
 
 def checkpoint(cache: Path, name: str) -> Path:
     """The folder of a model: a base in the cache by its name, or any folder of safetensors.
@@ -64,7 +67,7 @@ def extract(
             base_model_name=card.name if card else str(base),
         )
     except LoraError as error:
-        raise BadSpecError(str(error), code=error.code) from error
+        raise BadSpecError(str(error), code=error.code, hint=_HINT) from error
     if card is not None:
         named = {"name": card.name, "fingerprint": card.fingerprint}
         describe(out, named, extracted={"rank": kept.rank, "energy_kept": kept.share})
@@ -77,7 +80,7 @@ def resize(adapter: Path, out: Path, *, rank: int | None, energy: float | None) 
     try:
         kept = resize_adapter(adapter, out, rank=rank, energy=energy)
     except LoraError as error:
-        raise BadSpecError(str(error), code=error.code) from error
+        raise BadSpecError(str(error), code=error.code, hint=_HINT) from error
     if base is not None:
         describe(out, base, resized={"rank": kept.rank, "energy_kept": kept.share})
     return asdict(kept)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from manylora.cli import output
 from manylora.cli.follow import FATES, OUTAGE_SECONDS, outage
 from manylora.clock import Clock, SystemClock
-from manylora.errors import StateError
+from manylora.errors import ManyloraError, StateError
 from manylora.sweep import space
 from manylora.sweep.halving import Plan, Standing, Trial, stand
 from manylora.sweep.report import Outcome
@@ -47,7 +47,10 @@ class Sweeping:
         self._there: set[int] = set()
 
     def start(self) -> None:
-        """Create the jobs, or find those an earlier call made: the keys are the same."""
+        """Create the jobs, or find those an earlier call made: the keys are the same.
+
+        Where one is refused, those before it are taken back.
+        """
         shared = self.body["method"]["supervised"]["hyperparameters"]
         for number, params in enumerate(self.params):
             hyper = {**shared, **space.hyperparameters(params)}
@@ -62,7 +65,12 @@ class Sweeping:
                 },
                 "method": {"type": "supervised", "supervised": {"hyperparameters": hyper}},
             }
-            self.jobs.append(self.client.create_job(body, f"sweep-{self.name}-{number:03d}"))
+            try:
+                made = self.client.create_job(body, f"sweep-{self.name}-{number:03d}")
+            except ManyloraError:
+                self.cancel()  # a sweep without one of its trials is another one
+                raise
+            self.jobs.append(made)
 
     def follow(self) -> Outcome:
         """Until nobody is waited for any more, or the budget is used up."""
@@ -102,7 +110,7 @@ class Sweeping:
 
     def cancel(self) -> None:
         """Take every job back that has not ended."""
-        for job, trial in zip(self.jobs, self.trials, strict=True):
+        for job, trial in zip(self.jobs, self.trials, strict=False):
             if not trial.ended:
                 self._do(self.client.cancel, job["id"])
 

@@ -56,6 +56,8 @@ class Outcome:
             second = _last(self.trials[others[0]])[1]
             text += f", of {len(others) + 1} that got there; the next has {second:.4f}"
             text += f" ({second / loss - 1:+.1%})" if loss > 0 else ""
+        elif self.standing.dropped and self.standing.done:
+            text += ", the one that was best at each comparison on the way"
         return text
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -85,7 +87,9 @@ class Outcome:
         if status == "failed":
             return f"failed: {(self.jobs[i].get('error') or {}).get('code') or 'unknown'}"
         if i in self.standing.dropped:
-            return f"stopped at step {self.plan.rungs[self.standing.dropped[i]]}"
+            rung = self.plan.rungs[self.standing.dropped[i]]
+            late = status == "succeeded"  # its end was nearer than the next look at it
+            return f"behind at step {rung}, had ended" if late else f"stopped at step {rung}"
         return "picked" if i == self.pick and self.standing.done else str(status)
 
     def cost(self) -> str:
@@ -179,11 +183,12 @@ def _draw(outcome: Outcome, path: Path) -> None:
     for i, (name, points) in enumerate(outcome.curves().items()):
         if points:
             mine = i == outcome.pick
-            style = {"color": "C0", "linewidth": 2.2, "zorder": 3} if mine else {"alpha": 0.55}
+            style = {"color": "black", "linewidth": 2.2, "zorder": 3} if mine else {"alpha": 0.55}
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, marker="o", markersize=3, label=name, **style)
     for rung in outcome.plan.rungs[:-1]:
         axes.axvline(rung, color="0.85", linewidth=1, zorder=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("validation loss")
     axes.set_title(f"sweep {outcome.name}: {outcome.spent:,} of {outcome.plan.full:,} steps")

@@ -26,6 +26,8 @@ KEYS: dict[str, type] = {
     "target_modules": str,
 }
 
+_KINDS = {int: "whole number", float: "number", str: "word"}
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -61,7 +63,7 @@ def _read(name: str, text: str) -> Any:
     try:
         value = KEYS[name](text)
     except ValueError as error:
-        raise UsageError(f"--over {name}: {text!r} is no {KEYS[name].__name__}") from error
+        raise UsageError(f"--over {name}: {text!r} is no {_KINDS[KEYS[name]]}") from error
     if not text or (isinstance(value, float) and not math.isfinite(value)):
         raise UsageError(f"--over {name}: {text!r} is no value")
     return value

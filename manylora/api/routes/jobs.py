@@ -186,9 +186,9 @@ def resume(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
 
 @router.get("/{job_id}/quality")
 def quality(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
-    """A job's quality report, for those that asked for one (`quality_report`)."""
+    """A job's quality report, for those that asked for one (`quality_report`); the job by its
+    id, its suffix or its adapter's name."""
     with parts.database.transaction() as tx:
-        jobs.get(tx, caller.tenant_id, job_id)
         row = adapters.find(tx, caller.tenant_id, job_id)
     try:
         found = json.loads(parts.store.get_bytes(f"{row.prefix}/{_QUALITY}"))
@@ -198,7 +198,7 @@ def quality(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
             code="no_quality_report",
             hint="submit with --quality (hyperparameter quality_report) to have one",
         ) from error
-    return {"object": "manylora.quality", "job_id": job_id, "adapter": row.name, **found}
+    return {"object": "manylora.quality", "job_id": row.job_id, "adapter": row.name, **found}
 
 
 @router.get("/{job_id}/events")

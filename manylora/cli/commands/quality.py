@@ -13,7 +13,7 @@ _SHOWN = 400
 
 
 @command()
-@click.argument("job_id")
+@click.argument("job_id", metavar="ID|NAME|SUFFIX")
 @json_option
 def quality(job_id: str, as_json: bool) -> None:
     """Print a job's quality report: losses beside the base's, over-fitting, ranks, answers.
@@ -60,6 +60,8 @@ def _losses(told: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _verdict(told: dict[str, Any] | None) -> str:
     if told is None:
         return "cannot be told: fewer than two validation losses (--val, --eval-every)"
+    if told["best_step"] == told["last_step"]:
+        return f"no: the validation loss was lowest at the end, {told['last_loss']:.3f}"
     at = f"validation loss {told['best_loss']:.3f} at step {told['best_step']}"
     at += f", {told['last_loss']:.3f} at step {told['last_step']}"
     return f"{'yes' if told['flag'] else 'no'}: {at}"
