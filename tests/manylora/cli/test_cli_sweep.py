@@ -39,8 +39,8 @@ class Jobs:
                 lambda _b, job=job: self.metrics(job)
             )
             for verb in ("cancel", "pause", "resume"):
-                self._service.answers["POST", f"{path}/{verb}"] = (
-                    lambda _b, job=job, verb=verb: self.do(job, verb)
+                self._service.answers["POST", f"{path}/{verb}"] = lambda _b, job=job, verb=verb: (
+                    self.do(job, verb)
                 )
         return self.show(self.made[key])
 
@@ -75,7 +75,10 @@ class Jobs:
 
 @pytest.fixture
 def manylora(
-    service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    service: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> Any:
     monkeypatch.setenv("MANYLORA_API_URL", service.url)
     monkeypatch.setenv("MANYLORA_API_KEY", "k")
