@@ -67,5 +67,5 @@ def test_what_is_no_model_is_explained(tiny_base, tmp_path):
     with pytest.raises(UsageError, match=r"no config\.json"):
         checkpoint(cache, str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="pickled"):
+    with pytest.raises(UsageError, match=r"no \.safetensors"):
         checkpoint(cache, str(tmp_path))
