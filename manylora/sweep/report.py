@@ -177,6 +177,7 @@ def write(outcome: Outcome, folder: Path) -> list[str]:
 
 def _draw(outcome: Outcome, path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -188,7 +189,7 @@ def _draw(outcome: Outcome, path: Path) -> None:
             axes.plot(steps, losses, marker="o", markersize=3, label=name, **style)
     for rung in outcome.plan.rungs[:-1]:
         axes.axvline(rung, color="0.85", linewidth=1, zorder=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("validation loss")
     axes.set_title(f"sweep {outcome.name}: {outcome.spent:,} of {outcome.plan.full:,} steps")
