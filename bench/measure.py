@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "bench"
 Row = dict[str, Any]
 #: what runs as a trainer child does
-_OURS = ("bench.fused", "bench.memory", "bench.beside")
+_OURS = ("bench.fused", "bench.memory", "bench.beside", "bench.swap")
 _STATUS = Path("/proc/self/status")
 _seen = 0
 

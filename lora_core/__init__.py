@@ -5,6 +5,7 @@ the engine under the service. `README.md` beside this file shows twenty lines of
 """
 
 from lora_core.arrays import ArrayExamples, ArrayTask
+from lora_core.combine import combine
 from lora_core.digest import weights_digest
 from lora_core.errors import (
     DivergedError,
@@ -15,14 +16,16 @@ from lora_core.errors import (
     TargetError,
 )
 from lora_core.examples import Examples, batches, total_steps
+from lora_core.extract import extract
 from lora_core.inject import activate, eject, inject, targets
 from lora_core.job import StepReport, TrainingJob
 from lora_core.layer import LoraLinear
 from lora_core.loss import row_loss, token_loss
 from lora_core.memory import Costs
-from lora_core.merge import merge, unmerge
+from lora_core.merge import fold, merge, unmerge
 from lora_core.optim import AdamW, clip_
 from lora_core.peft_format import from_peft_config, load_adapter, save_adapter, to_peft_config
+from lora_core.resize import Kept, resize
 from lora_core.rng import permutation, uniform
 from lora_core.schedule import learning_rate
 from lora_core.spec import AdapterSpec
@@ -38,6 +41,7 @@ __all__ = [
     "DivergedError",
     "Examples",
     "FormatError",
+    "Kept",
     "LoraError",
     "LoraLinear",
     "MemoryLimitError",
@@ -50,13 +54,17 @@ __all__ = [
     "activate",
     "batches",
     "clip_",
+    "combine",
     "eject",
+    "extract",
+    "fold",
     "from_peft_config",
     "inject",
     "learning_rate",
     "load_adapter",
     "merge",
     "permutation",
+    "resize",
     "row_loss",
     "save_adapter",
     "targets",

@@ -24,13 +24,14 @@ from lora_core import rng
 from lora_core.arrays import ArrayExamples, ArrayTask
 from lora_core.errors import LoraError, SpecError
 from lora_core.examples import Examples
-from lora_core.forward import Found, Pass
+from lora_core.forward import Found
 from lora_core.group import find_groups
 from lora_core.inject import carry_all, eject, focus_of, inject
 from lora_core.layer import Focus, LoraLinear
 from lora_core.segments import SEGMENT_ROWS, Row, Segment, Span, cut, whole_rows
 from lora_core.spec import AdapterSpec
 from lora_core.weights import SlotWeights
+from lora_core.work import Pass
 
 #: examples of the try-out's segments; together they reach several threads
 _PROBES = (5, 40, 230)

@@ -20,59 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core import attention, loss, private
+from lora_core import attention, loss
 from lora_core.arrays import ArrayExamples
 from lora_core.decoder import Decoder, recognise
 from lora_core.decoder.decoder import Head
 from lora_core.errors import LoraError, SpecError
 from lora_core.examples import Examples
-from lora_core.group import LinearGroup, find_groups
+from lora_core.group import find_groups
 from lora_core.inject import carry_all, focus_of
 from lora_core.layer import LoraLinear
 from lora_core.native import Kernels
-from lora_core.ops import norm, tokens
-from lora_core.ops.linear import group_product
-from lora_core.ops.lookup import lookup
-from lora_core.segments import Axis, Layout, Segment, Sequence, Spans, cut, stretched
+from lora_core.ops import norm
+from lora_core.segments import Layout, Segment, Sequence, Spans, cut
 from lora_core.weights import SlotWeights
+from lora_core.work import Pass
 
 #: together they need more than one tile of rows
 _PROBE_LENGTHS = (5, 40, 230)
-
-
-class Pass:
-    """One forward under way (`layer.Work`): where the rows are whose, and what their slots hold."""
-
-    def __init__(self, layout: Axis, slots: dict[str, SlotWeights], anchor: Tensor) -> None:
-        self.slots = slots
-        self._anchor = anchor
-        self._axes = {len(layout.keys): layout}
-        self._layout = layout
-
-    def product(self, group: LinearGroup, x: Tensor) -> tuple[Tensor, ...]:
-        """Base and adapters of a group for x [..., D]."""
-        axis = self._axis(x.shape[:-1].numel())
-        return group_product(x, self._anchor, group, axis, self.slots)
-
-    def lookup(self, group: LinearGroup, ids: Tensor) -> Tensor:
-        """Base and adapters of an embedding for ids [...]."""
-        return lookup(ids, self._anchor, group, self._axis(ids.numel()), self.slots)
-
-    def _axis(self, rows: int) -> Axis:
-        """The rows of a layer that may see several of each example."""
-        if rows not in self._axes and self.slots:
-            self._axes[rows] = stretched(self._layout, rows)
-        return self._axes.get(rows, self._layout)
-
-    def norm(self, part: norm.Norm, x: Tensor) -> Tensor:
-        """A norm over x [..., D], with the slots' own weights."""
-        found = private.of_norm(private.owned(part, self.slots, self._layout.spans))
-        return norm.owned_norm(x, self._anchor, part, found) if found else part.plain(x)
-
-    def tokens(self, part: tokens.Tokens, ids: Tensor, out: Tensor) -> Tensor:
-        """The embedding's output [..., D], with the slots' own vectors in it."""
-        found = private.of_tokens(part, private.owned(part, self.slots, self._layout.spans))
-        return tokens.replaced(out, self._anchor, ids.flatten(), found) if found else out
 
 
 @dataclass(frozen=True)

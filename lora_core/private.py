@@ -96,7 +96,8 @@ def add(model: nn.Module, spec: AdapterSpec, slot: str, focus: Focus) -> None:
 def remove(model: nn.Module, slot: str) -> None:
     """Take a slot's copies away."""
     for part in parts(model).values():
-        part.own.pop(slot, None)
+        if part.own.pop(slot, None) is not None:
+            part.kept = None
 
 
 def parts(model: nn.Module) -> dict[str, Part]:
@@ -175,21 +176,17 @@ def of_tokens(part: Tokens, found: list[Owned]) -> list[tokens.Own]:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, slot: str) -> dict[str, Tensor]:
-    """Put a slot's copies into the base's own weights; returns what was there before, for
-    `restore`."""
-    before = {}
-    for name, part in parts(model).items():
+def fold(model: nn.Module, slot: str) -> None:
+    """Put a slot's copies into the base's own weights. What they take the place of is kept, until
+    `restore` or until the slot is emptied."""
+    for part in parts(model).values():
         if slot in part.own:
-            before[name] = part.weight.detach().clone()
             part.put(slot)
-    return before
 
 
 @torch.no_grad()
-def restore(model: nn.Module, before: dict[str, Tensor]) -> None:
+def restore(model: nn.Module, slot: str) -> None:
     """The base's own weights as they were before `fold`."""
-    found = parts(model)
-    for name, weight in before.items():
-        found[name].weight.copy_(weight)
-        found[name].renew()
+    for part in parts(model).values():
+        if slot in part.own:
+            part.take_back(slot)

@@ -186,10 +186,22 @@ class Client:
         """A job's events, newest first."""
         return self._pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit)
 
+    def quality(self, job_id: str) -> Json:
+        """A job's quality report. Raises: NotFoundError when none was wished."""
+        found: Json = self._call("GET", f"/v1/fine_tuning/jobs/{_part(job_id)}/quality")
+        return found
+
     def metrics(self, job_id: str, after_step: int = 0) -> list[Json]:
         """What was measured after a step, oldest first."""
         path = f"/v1/manylora/jobs/{_part(job_id)}/metrics"
         points: list[Json] = self._call("GET", path, params={"after_step": after_step})["data"]
+        return points
+
+    def all_metrics(self, job_id: str) -> list[Json]:
+        """Every metric point, oldest first, answer by answer."""
+        points: list[Json] = []
+        while more := self.metrics(job_id, int(points[-1]["step"]) if points else 0):
+            points += more
         return points
 
     def _pages(self, path: str, limit: int) -> Iterator[Json]:

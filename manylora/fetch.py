@@ -7,12 +7,9 @@ Downloads go straight to the object store and never carry the API key.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,8 @@ from typing import Any, Protocol
 import httpx2
 
 from manylora import keys
-from manylora.errors import IntegrityError, ManyloraError, UnavailableError, UsageError
+from manylora.errors import IntegrityError, ManyloraError, UnavailableError
+from manylora.place import placed
 
 Json = dict[str, Any]
 #: told the file and how many bytes of how many have passed
@@ -103,27 +101,8 @@ class Fetcher:
         Raises: IntegrityError when any byte is not what the manifest promises.
         """
         from_api = self.adapter(ref)
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"{target} is a file, not a folder", param="output")
-        folder = target.resolve()
-        work: Path | None = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            whole = _replaceable(folder)
-            place = folder.parent if whole else folder
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=place))
+        with placed(target) as work:
             names = self._download(ref, from_api, work, progress)
-            _move(work, folder, whole)
-        except OSError as error:
-            what = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise ManyloraError(
-                f"cannot write {target}: {what}",
-                code="cannot_write",
-                hint="nothing was left half-made; choose another folder with -o",
-            ) from error
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
         return {**from_api, "folder": str(target), "fetched": names}
 
     def _download(
@@ -209,27 +188,6 @@ def check_file(path: Path, sha256: str, count: int | None = None) -> str | None:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     return None if found == sha256 else f"sha256 is {found[:12]}…, should be {sha256[:12]}…"
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether a finished folder may take this one's place by a rename."""
-    if not folder.exists():
-        return True
-    fixed = os.path.ismount(folder) or folder == Path.cwd()
-    return not fixed and not any(folder.iterdir()) and os.access(folder.parent, os.W_OK)
-
-
-def _move(work: Path, folder: Path, whole: bool) -> None:
-    """Put finished files where they belong: at one stroke, or file by file into a full folder."""
-    if whole:
-        mask = os.umask(0)
-        os.umask(mask)
-        work.chmod(0o777 & ~mask)
-        os.rename(work, folder)
-        return
-    # The manifest goes last: until then the folder does not claim to hold the new adapter.
-    for path in sorted(work.iterdir(), key=lambda p: (p.name == "manifest.json", p.name)):
-        os.replace(path, folder / path.name)
 
 
 def _readme(from_api: Json, work: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from manylora import advice
 from manylora.errors import BadSpecError
 
 AUTO_EPOCHS = 3
@@ -65,6 +66,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eval_every: Annotated[int, Meta(ge=1)] | None = None
     early_stopping_patience: Annotated[int, Meta(ge=1)] | None = None
     early_stopping_min_delta: Annotated[float, Meta(ge=0)] = 0.0
+    quality_report: bool = False
 
 
 class Hyperparameters(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     eval_every: int | None
     early_stopping_patience: int | None
     early_stopping_min_delta: float
+    quality_report: bool
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON column."""
@@ -141,13 +144,19 @@ def default_learning_rate(hidden_size: int) -> float:
 
 
 def resolve(
-    asked: Asked, *, hidden_size: int, layers: dict[str, list[int]] | None = None
+    asked: Asked,
+    *,
+    hidden_size: int,
+    layers: dict[str, list[int]] | None = None,
+    size: advice.Size | None = None,
 ) -> Hyperparameters:
-    """Numbers for every "auto".
+    """Numbers for every "auto"; where the dataset's `size` is known, those of `advice`.
 
     `layers` maps the base's module names to [in_features, out_features]; without it an "auto" rank
     is 32. Raises: BadSpecError when no layer matches an "auto" rank's target modules.
     """
+    if size is not None and layers:
+        asked = _advised(asked, hidden_size, layers, size)
     group = (asked.qalora_group_size or AUTO_GROUP) if asked.use_qalora else None
     if asked.lora_r == "auto":
         hit = matched(asked.target_modules, layers) if layers else {}
@@ -184,7 +193,24 @@ def resolve(
         eval_every=asked.eval_every,
         early_stopping_patience=asked.early_stopping_patience,
         early_stopping_min_delta=asked.early_stopping_min_delta,
+        quality_report=asked.quality_report,
     )
+
+
+def _advised(
+    asked: Asked, hidden_size: int, layers: dict[str, list[int]], size: advice.Size
+) -> Asked:
+    """`asked` with what the dataset's size suggests for whatever was left open."""
+    room = advice.Room.of(matched(asked.target_modules, layers))
+    told = advice.advise(size, room, default_learning_rate(hidden_size))
+    opened = {
+        name: value
+        for name, (value, _) in told.items()
+        if name != "target_modules" and getattr(asked, name) in ("auto", None)
+    }
+    if asked.lora_r != "auto":
+        opened.pop("lora_alpha", None)  # alpha follows a rank that was chosen
+    return msgspec.structs.replace(asked, **opened)
 
 
 def matched(wanted: str | list[str], layers: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -112,6 +112,12 @@ class Settings(BaseSettings):
         300.0, gt=0, description="a trainer that makes no progress for that long is restarted"
     )
 
+    quality_seconds: float = Field(
+        20.0,
+        ge=0,
+        description="most device time of a job's quality report, never billed; 0 means none",
+    )
+
     max_webhooks: int = Field(10, ge=0, le=100, description="most webhook endpoints of a tenant")
     webhook_networks: str = Field(
         "",

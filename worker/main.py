@@ -188,7 +188,7 @@ class WorkerProcess:
             self.id,
             metrics=self.metrics,
         )
-        self.supervisor.warm(base)
+        self.supervisor.reader.warm(base)
         while not self.link.ready.wait(0.5):
             if self.stopping.is_set():
                 return

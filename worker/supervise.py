@@ -12,19 +12,15 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from threading import Event, Lock
-from typing import Any, TypeVar
+from threading import Event
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import select
 
 from manylora import crash, keys
 from manylora.clock import Clock, SystemClock
-from manylora.datasets.arrays import reads_arrays
-from manylora.datasets.limits import Limits
-from manylora.datasets.tokenize import Tokenizer, Totals
 from manylora.errors import IntegrityError, LostError, ManyloraError, UnavailableError
 from manylora.ledger import checkpoints, jobs, leases, workers
 from manylora.ledger.database import Database
@@ -33,11 +29,12 @@ from manylora.metrics import WorkerMetrics
 from manylora.settings import Settings
 from manylora.storage import sweep
 from manylora.storage.store import Store
-from worker import adopt, checkpoint, prepare, publish
+from worker import adopt, checkpoint, publish, quality
 from worker.checkpoint import Resumed
 from worker.follow import Follow
 from worker.lease import Lease
 from worker.outlast import outlast
+from worker.reader import Reader
 from worker.trainer.link import TrainerLink
 
 log = structlog.get_logger(__name__)
@@ -83,8 +80,7 @@ class Supervisor:
         self.clock = clock or SystemClock()
         self.metrics = metrics or WorkerMetrics()
         self.draining = Event()
-        self._tokenizer: Tokenizer | None = None
-        self._tokenizer_lock = Lock()
+        self.reader = Reader(settings, database, store, base_folder)
 
     def run(self, job_id: str, attempt: int) -> str:
         """Work one attempt; returns how it ended: lost, succeeded, failed, released."""
@@ -178,7 +174,7 @@ class Supervisor:
         )
         if orphan is not None:
             return self._adopt(job, lease, orphan)
-        self._tokenise(job, lease, base, files, folder)
+        self.reader.read(job, base, files, folder, lambda call: self._outlast(lease, call))
         resumed = self._outlast(
             lease, lambda: checkpoint.restore(self.database, self.store, job, saved, folder)
         )
@@ -192,6 +188,9 @@ class Supervisor:
             "base_name": job.base,
             "hyperparameters": job.hyperparameters,
             "seed": job.seed,
+            "quality": quality.wanted(
+                job, self.settings.quality_seconds, self.reader.tokenizer(base), folder
+            ),
         }
         name = keys.adapter_name(job.base, tenant, job.suffix)
         follow = self._outlast(
@@ -215,6 +214,14 @@ class Supervisor:
         if finished is None:
             raise _HandedBack("its worker is shutting down")
         out, job.total_steps = Path(finished["folder"]), finished["step"]
+        if finished.get("quality"):
+            self._outlast(lease, lease.flush)
+            self._outlast(
+                lease,
+                lambda: quality.report(
+                    self.database, job, finished, self.reader.tokenizer(base), folder
+                ),
+            )
         described = publish.manifest(
             job,
             tenant,
@@ -325,50 +332,6 @@ class Supervisor:
             )
             leases.note(tx, job, told, actor=self.worker_id, level="warn", data={"exact": False})
         return replace(resumed, exact=False)
-
-    def warm(self, base: Base) -> None:
-        """Read what every job needs of the base, so that the first one does not wait for it."""
-        if not (self.base_folder / "tokenizer.json").is_file():
-            return
-        try:
-            self._tokenizer_of(base)
-        except ManyloraError as error:
-            log.warning("worker.no_tokenizer", base=base.name, error=error.message)  # jobs say so
-
-    def _tokenizer_of(self, base: Base) -> Tokenizer:
-        """The base's tokenizer, read once: it may be hundreds of megabytes, so jobs share it."""
-        with self._tokenizer_lock:
-            if self._tokenizer is None:
-                self._tokenizer = prepare.tokenizer_of(self.base_folder, base.chat_template)
-            return self._tokenizer
-
-    def _tokenise(
-        self, job: Job, lease: Lease, base: Base, files: list[File], folder: Path
-    ) -> None:
-        if reads_arrays(base.network):
-            self._unpack(lease, base.network or {}, files, folder)
-            return
-        tokenizer = self._tokenizer_of(base)
-        length = int(job.hyperparameters["context_length"])
-        for file, name in zip(files, ("train", "validation"), strict=False):
-            source = folder / f"{name}.jsonl"
-            self._outlast(lease, partial(prepare.fetch_dataset, self.store, file, source))
-            totals = Totals()
-            target = folder / f"{name}.safetensors"
-            prepare.write_examples(tokenizer, source, target, length, totals)
-            if totals.truncated:
-                told = prepare.cut(totals.truncated, prepare.KINDS[name], length)
-                with self.database.transaction() as tx:
-                    leases.note(tx, job, told, actor=self.worker_id, level="warn")
-
-    def _unpack(
-        self, lease: Lease, network: dict[str, Any], files: list[File], folder: Path
-    ) -> None:
-        limits = Limits.from_settings(self.settings)
-        for file, name in zip(files, ("train", "validation"), strict=False):
-            source = folder / f"{name}-sent{Path(file.filename).suffix}"
-            self._outlast(lease, partial(prepare.fetch_dataset, self.store, file, source))
-            prepare.write_arrays(source, folder / f"{name}.safetensors", network, limits)
 
 
 def _room_for(files: list[File], folder: Path) -> None:

@@ -146,6 +146,7 @@ class Norm:
         self.own: dict[str, nn.Parameter] = {}
         self.focus: Focus | None = None
         self.name = ""
+        self.kept: Tensor | None = None
         self.renew()
 
     def renew(self) -> None:
@@ -158,8 +159,17 @@ class Norm:
         self.own[slot] = nn.Parameter(self.weight.detach().float().clone())
 
     def put(self, slot: str) -> None:
-        """Write a slot's w into the base."""
+        """Write a slot's w into the base; `take_back` undoes it."""
+        self.kept = self.weight.detach().clone()
         self.weight.copy_(self.own[slot].detach())
+        self.renew()
+
+    def take_back(self, slot: str) -> None:
+        """The base's w as it was before the slot's."""
+        assert slot in self.own
+        assert self.kept is not None
+        self.weight.copy_(self.kept)
+        self.kept = None
         self.renew()
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Tokens:
         self.ids: dict[str, Tensor] = {}
         self.focus: Focus | None = None
         self.name = ""
+        self.kept: Tensor | None = None
 
     def add(self, slot: str, name: str, focus: Focus, ids: tuple[int, ...]) -> None:
         """Give a slot the base's vectors of these tokens; `name` is the module's."""
@@ -41,11 +42,15 @@ class Tokens:
         self.own[slot] = nn.Parameter(self.weight.detach()[self.ids[slot]].float())
 
     def put(self, slot: str) -> None:
-        """Write a slot's vectors into the base."""
+        """Write a slot's vectors into the base; `take_back` undoes it."""
+        self.kept = self.weight.detach()[self.ids[slot]]
         self.weight[self.ids[slot]] = self.own[slot].detach().to(self.weight.dtype)
 
-    def renew(self) -> None:
-        """Nothing here is made of the weight."""
+    def take_back(self, slot: str) -> None:
+        """The base's vectors as they were before the slot's."""
+        assert self.kept is not None
+        self.weight[self.ids[slot]] = self.kept
+        self.kept = None
 
     def __call__(self, ids: Tensor) -> Tensor:
         focus = self.focus

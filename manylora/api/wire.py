@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from manylora.advice import Room
 from manylora.api.context import Context
 from manylora.ledger.states import ON_THE_WIRE, JobState
 from manylora.ledger.tables import (
@@ -153,6 +154,7 @@ def model(name: str, created: dt.datetime, owner: str) -> Json:
 
 def base(row: Base) -> Json:
     """A base, for the CLI."""
+    room = Room.of(row.layers)
     return {
         "name": row.name,
         "fingerprint": row.fingerprint,
@@ -165,6 +167,8 @@ def base(row: Base) -> Json:
         "bytes": row.bytes,
         "chat_template": row.chat_template,
         "network": row.network,
+        "numbers_per_rank": room.per_rank,
+        "largest_rank": room.largest,
         "state": row.state,
         "created_at": seconds(row.created_at),
     }

@@ -90,6 +90,9 @@ _HYPERPARAMETERS = (
         type=click.IntRange(1),
         help="Evaluations without a better loss that end the job  [none]",
     ),
+    click.option(
+        "--quality", is_flag=True, default=None, help="A quality report beside the adapter."
+    ),
 )
 
 
@@ -130,6 +133,7 @@ def asked(flags: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": flags.pop("accumulate"),
         "eval_every": flags.pop("eval_every"),
         "early_stopping_patience": flags.pop("patience"),
+        "quality_report": flags.pop("quality"),
     }
     given = {name: value for name, value in raw.items() if value is not None}
     parse(given)

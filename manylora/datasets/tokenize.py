@@ -96,6 +96,11 @@ class Tokenizer:
             )
         return Tokenised(line, ids, mask, truncated)
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, without the special ones."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def _text(self, example: dict[str, Any]) -> tuple[str, list[Span]]:
         """The example's whole text and the parts of it, in characters, that are learnt."""
         kind = formats.kind_of(example)

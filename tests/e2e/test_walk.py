@@ -92,6 +92,89 @@ def test_an_auto_rank_fits_and_truncated_lines_are_named(stack):
         assert stack("generate", *flags, "a b", "--max-tokens", "4").stdout.strip()
 
 
+def pairs(count, first=0):
+    """A habit that can be learnt: after two words come always the same three."""
+    words = [(a, b) for a in WORDS for b in WORDS][first : first + count]
+    return "".join(
+        json.dumps({"prompt": f"{a} {b}", "completion": " cat dog mat"}) + "\n" for a, b in words
+    )
+
+
+def test_a_sweep_halves_its_trials_and_is_found_again(stack):
+    write(stack.folder, "train.jsonl", pairs(32))
+    write(stack.folder, "valid.jsonl", pairs(8, first=40))
+    call = ["sweep", "train.jsonl", "--base", "tiny", "--validation", "valid.jsonl"]
+    call += ["--over", "lora_r=2,8", "--over", "learning_rate=0.0005,0.02", "--epochs", "4"]
+    call += ["--budget", "128"]
+    told = stack.json(*call, "-o", "sweep")
+    assert (told["rungs"], told["entering"], told["done"]) == ([32], [4], True)
+    cut = stack.json(*call[:-2])
+    assert (cut["rungs"], cut["entering"], cut["done"]) == ([8, 16, 32], [4, 2, 1], True)
+    for one in (told, cut):
+        assert one["pick"]["learning_rate"] == 0.02
+    fates = [trial["fate"] for trial in cut["trials"]]
+    assert fates.count("picked") == 1
+    assert sum("step 8" in fate or "step 16" in fate for fate in fates) == 3
+    assert {path.name for path in (stack.folder / "sweep").iterdir()} == {
+        "report.md", "sweep.png", "trials.csv",
+    }  # fmt: skip
+    before = stack.json("jobs")["data"]
+    assert stack.json(*call[:-2])["trials"] == cut["trials"]
+    assert len(stack.json("jobs")["data"]) == len(before)
+    job = stack.json("show", cut["pick"]["job_id"])
+    assert job["metadata"]["sweep"] == cut["sweep"]
+
+
+def test_a_quality_report_beside_the_same_weights_and_a_model_of_its_own(stack):
+    write(stack.folder, "train.jsonl", pairs(32))
+    write(stack.folder, "valid.jsonl", pairs(8, first=40))
+    call = ["submit", "train.jsonl", "--base", "tiny", "--val", "valid.jsonl", "--seed", "5"]
+    call += ["--rank", "8", "--lr", "0.02", "--eval-every", "8", "-d"]
+    plain = stack.json(*call)["id"]
+    with_report = stack.json(*call, "--quality")["id"]
+    stack("wait", plain, with_report)
+    told = stack.json("quality", with_report)
+    assert told["cut"] is None
+    held = told["heldout"]
+    assert (held["on"], held["examples"]) == ("validation", 8)
+    assert held["adapter"]["loss"] < held["base"]["loss"]
+    valid = points(stack, with_report)
+    assert held["adapter"]["loss"] == pytest.approx(valid[-1], rel=1e-5)
+    assert told["overfitting"]["last_loss"] == pytest.approx(valid[-1])
+    assert [s["adapter"] for s in told["samples"]] == ["cat dog mat"] * 3
+    assert told["spectrum"]["rank"] == 8
+    assert "no quality report" in stack("quality", plain, code=1).stderr
+    said = stack("quality", with_report).stdout
+    assert "rank" in said
+    assert "on 8 validation examples" in said
+    for job in (plain, with_report):
+        stack("fetch", job, "-o", job)
+    one, other = (
+        (stack.folder / job / "adapter_model.safetensors").read_bytes()
+        for job in (plain, with_report)
+    )
+    assert one == other
+    assert (stack.folder / with_report / "quality.json").is_file()
+    assert stack.json("verify", with_report)["ok"]
+    stack("merge", with_report, "-o", "model")
+    assert (stack.folder / "model" / "model.safetensors").is_file()
+    assert "not empty" in stack("merge", with_report, "-o", "model", code=2).stderr
+    assert stack.json("resize", with_report, "--rank", "4", "-o", "four")["rank"] == 4
+    back = stack.json("extract", "tiny", "model", "--rank", "8", "-o", "back")
+    assert back["share"] > 0.999
+
+
+def points(stack, job_id):
+    """A job's validation losses, as TensorBoard reads them."""
+    told = stack("tensorboard", job_id, "-o", "tb")
+    assert job_id in told.stdout
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(stack.folder / "tb" / job_id))
+    read.Reload()
+    return [event.value for event in read.Scalars("loss/validation")]
+
+
 def test_ctrl_c_leaves_a_job_running_until_it_is_cancelled(stack):
     file = write(stack.folder, "slow.jsonl", "".join(
         json.dumps({"prompt": a, "completion": f" {b}"}) + "\n" for a in WORDS for b in WORDS

@@ -35,6 +35,7 @@ from lora_core import (
     TrainingJob,
     weights_digest,
 )
+from lora_core.quality import Quality
 from manylora.logs import configure
 from worker.bases.card import read
 from worker.bases.network import task_of
@@ -43,6 +44,8 @@ from worker.trainer.load import calibrate, kernels_in, load_base, numerics
 log = structlog.get_logger(__name__)
 Message = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
+#: a report's turn between two steps of the others, seconds
+_TURN = 0.1
 
 
 def training_job(key: str, order: Message, arrays: bool = False) -> TrainingJob:
@@ -106,6 +109,11 @@ class _Held:
     base_name: str
     #: optimizer steps of one epoch
     epoch: int
+    #: {prompts, seconds} where a quality report is wished
+    quality: Message | None = None
+    #: the last step's message, which waits for the report, and the report
+    done: Message | None = None
+    report: Quality | None = None
 
 
 class Child:
@@ -153,6 +161,7 @@ class Child:
                     self._report(report)
                 for key in self._trainer.evaluating:
                     self._send({"ev": "evaluates", "key": key})  # no step, and no hang either
+                self._go_on_reporting()
 
     def _listen(self) -> None:
         with self._channel.makefile("rb") as lines:
@@ -180,11 +189,17 @@ class Child:
                 resume = order.get("resume")
                 self._trainer.join(job, State.load(Path(resume)) if resume else None)
                 self._held[key] = _Held(
-                    Path(order["folder"]), order["base_name"], job.total_steps // job.epochs
+                    Path(order["folder"]),
+                    order["base_name"],
+                    job.total_steps // job.epochs,
+                    order.get("quality"),
                 )
                 self._send({"ev": "joined", "key": key})
             elif key not in self._held:
                 self._send({"ev": "left", "key": key})
+            elif self._held[key].report is not None:
+                if op == "leave":  # it is trained: what is lost is the rest of a report
+                    self._finish(key)
             elif op == "checkpoint":
                 self._try_checkpoint(key)
             elif op == "leave":
@@ -277,11 +292,33 @@ class Child:
                 self._fail(key, error)
                 return
             state = self._trainer.state(key)
-            self._leave(key)
             tokens = state.counters["tokens"]
-            done = {"folder": str(out), "step": report.step, "tokens": tokens}
-            done["gains"] = state.gains()
-            self._send({"ev": "finished", "key": key, **done})
+            held.done = {"folder": str(out), "step": report.step, "tokens": tokens}
+            held.done["gains"] = state.gains()
+            if held.quality is None:
+                self._finish(key)
+                return
+            ids = [each["ids"] for each in json.loads(Path(held.quality["prompts"]).read_bytes())]
+            held.report = Quality(self._trainer, key, ids, seconds=held.quality["seconds"])
+
+    def _go_on_reporting(self) -> None:
+        """A turn for each quality report; those that are done end their jobs."""
+        for key, held in list(self._held.items()):
+            if held.report is not None:
+                self._send({"ev": "evaluates", "key": key})
+                if held.report.advance(_TURN):
+                    self._finish(key)
+
+    def _finish(self, key: str) -> None:
+        """Let a trained job go, with its report so far if it has one."""
+        held = self._held[key]
+        self._leave(key)
+        found = held.report and {
+            "facts": held.report.facts,
+            "cut": held.report.cut,
+            "seconds": held.report.spent,
+        }
+        self._send({"ev": "finished", "key": key, **(held.done or {}), "quality": found})
 
     def _send(self, message: Message) -> None:
         try:

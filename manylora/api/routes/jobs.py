@@ -16,11 +16,12 @@ from manylora import crash, hyperparameters
 from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
 from manylora.datasets.arrays import require_kind
-from manylora.errors import BadSpecError, UsageError
+from manylora.errors import BadSpecError, NotFoundError, UsageError
 from manylora.ledger import adapters, bases, events, files, jobs
 from manylora.ledger.tables import Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
+_QUALITY = "quality.json"
 _REPEAT = re.compile(r"[1-9][0-9]{0,3}")
 
 
@@ -184,6 +185,23 @@ def resume(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
     """Let a paused job go on from its checkpoint, at the end of the queue."""
     with parts.database.transaction() as tx:
         return _show(tx, jobs.resume(tx, caller.tenant_id, job_id), caller.tenant, parts)
+
+
+@router.get("/{job_id}/quality")
+def quality(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
+    """A job's quality report, for those that asked for one (`quality_report`); the job by its
+    id, its suffix or its adapter's name."""
+    with parts.database.transaction() as tx:
+        row = adapters.find(tx, caller.tenant_id, job_id)
+    try:
+        found = json.loads(parts.store.get_bytes(f"{row.prefix}/{_QUALITY}"))
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{job_id} has no quality report",
+            code="no_quality_report",
+            hint="submit with --quality (hyperparameter quality_report) to have one",
+        ) from error
+    return {"object": "manylora.quality", "job_id": row.job_id, "adapter": row.name, **found}
 
 
 @router.get("/{job_id}/events")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from manylora.cli import context, output
+from manylora.cli.adapter_ref import base_of
 from manylora.cli.flags import command, folder, json_option
 from manylora.errors import UsageError
 
@@ -28,7 +28,7 @@ def generate(
     $ manylora generate --adapter ./support "My invoice is wrong"
     $ manylora generate --base gemma-3-270m "My invoice is wrong" --max-tokens 64
     """
-    base = base or (_base_of(adapter) if adapter is not None else None)
+    base = base or (base_of(adapter) if adapter is not None else None)
     if base is None:
         raise UsageError("nothing to generate with", hint="give --adapter DIR or --base NAME")
     where = context.base_folder(base)
@@ -39,22 +39,3 @@ def generate(
         output.document({"prompt": prompt, "text": answer, "base": base})
     else:
         output.data(answer)
-
-
-def _base_of(adapter: Path) -> str:
-    """The base an adapter names in its manifest, or in its config."""
-    for name, key in (
-        ("manifest.json", "base"),
-        ("adapter_config.json", "base_model_name_or_path"),
-    ):
-        try:
-            found = json.loads((adapter / name).read_bytes()).get(key)
-        except (OSError, ValueError, AttributeError):
-            continue
-        # A manifest may describe its base instead of naming it.
-        found = found.get("name") if isinstance(found, dict) else found
-        if found:
-            return str(found)
-    raise UsageError(
-        f"{adapter} names no base: is it an adapter's folder?", hint="or give --base NAME"
-    )

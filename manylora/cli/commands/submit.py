@@ -18,6 +18,9 @@ from manylora.cli.flags import (
     metadata,
 )
 
+#: about how many bytes of a dataset make a token of it
+_BYTES_A_TOKEN = 4
+
 
 @command()
 @click.argument("file", type=existing_file)
@@ -25,6 +28,7 @@ from manylora.cli.flags import (
 @click.option("--suffix", help="Your name for the adapter, up to 64 characters.")
 @hyperparameters
 @click.option("--val", type=existing_file, help="Validation file.")
+@click.option("--auto", is_flag=True, help="Choose the rest by the dataset's size; say why.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[chosen by the service]")
 @click.option("--priority", type=int, help="Order among your own jobs; higher goes first  [0]")
 @click.option("--metadata", "pairs", multiple=True, metavar="K=V", help="Repeat it for more.")
@@ -38,6 +42,7 @@ def submit(
     base: str,
     suffix: str | None,
     val: Path | None,
+    auto: bool,
     seed: int | None,
     priority: int | None,
     pairs: tuple[str, ...],
@@ -54,6 +59,7 @@ def submit(
     Examples:
     $ manylora submit support.jsonl --base gemma-3-270m --suffix support
     $ manylora submit support.jsonl --base gemma-3-270m --rank 8 --epochs 1 --val val.jsonl
+    $ manylora submit support.jsonl --base gemma-3-270m --auto
     $ id=$(manylora submit support.jsonl --base gemma-3-270m -d)
     """
     from manylora.cli.check import checked
@@ -81,6 +87,9 @@ def submit(
             output.talk(f"{path}: {output.counted(report.examples, 'example')}", "checked")
     if not asked_first:
         client.require_base(base)
+    if auto:
+        hyper = body["method"]["supervised"]["hyperparameters"]
+        hyper |= _advised(client, base, file, hyper)
     body["training_file"] = client.upload(file)["id"]
     if val is not None:
         body["validation_file"] = client.upload(val)["id"]
@@ -94,3 +103,23 @@ def submit(
         output.document(job)
     else:
         output.data(job["id"])
+
+
+def _advised(client: Any, base: str, file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What the dataset's size suggests for whatever was not given; says why, a line each."""
+    from manylora.advice import Room, Size, advise
+    from manylora.cli.check import read
+    from manylora.hyperparameters import default_learning_rate
+
+    row = next(each for each in client.bases() if each["name"] == base)
+    size = Size(read(file).examples, max(1, file.stat().st_size // _BYTES_A_TOKEN))
+    room = Room(row["numbers_per_rank"], row["largest_rank"])
+    told = advise(size, room, default_learning_rate(row["hidden_size"]))
+    chosen = {}
+    for name, (value, why) in told.items():
+        if name in given or (name == "lora_alpha" and "lora_r" in given):
+            continue
+        chosen[name] = value
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        output.talk(f"{name.ljust(15)} {shown.ljust(10)} {why}", "auto")
+    return chosen

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from lora_core import AdapterSpec, attention, inject
-from lora_core.forward import Pass
 from lora_core.group import find_groups
 from lora_core.inject import carry_all, layers
 from lora_core.ops import reference
 from lora_core.ops.linear import keep_mask
 from lora_core.segments import Layout, Sequence, cut
 from lora_core.weights import SlotWeights
+from lora_core.work import Pass
 
 WIDTH = 24
 
