@@ -18,16 +18,17 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from manylora import crash
+from manylora import crash, estimate
 from manylora.celery_app import send_wakeup
 from manylora.errors import LostError
+from manylora.estimate import Outlook
 from manylora.ledger import jobs, leases, lines, workers
 from manylora.ledger.database import Database
+from manylora.ledger.explain import outlook
 from manylora.ledger.lines import Ended
-from manylora.ledger.tables import Attempt, Job, Line, Pool, Share
+from manylora.ledger.tables import Attempt, Job, Line, Share
 from manylora.settings import Settings
-from scheduler import estimate, snapshot
-from scheduler.estimate import Outlook
+from scheduler import snapshot
 from scheduler.planner import plan
 from scheduler.snapshot import Seen
 from scheduler.views import Plan, Waiting
@@ -35,7 +36,6 @@ from scheduler.views import Plan, Waiting
 log = structlog.get_logger(__name__)
 Hint = tuple[str, str, int]
 _LATELY = 0.1
-_SERVICE = 60.0
 
 
 @dataclass(frozen=True)
@@ -151,20 +151,6 @@ def _charge(
     lines.charge(tx, costs, settings.share_half_life_seconds)
 
 
-def outlook(pool: Pool) -> Outlook:
-    """A pool's row, as `estimate` wants it."""
-    return Outlook(
-        pool.slots,
-        pool.active,
-        pool.tenants,
-        pool.weights,
-        pool.service or _SERVICE,
-        pool.turns,
-        pool.ratios,
-        pool.level,
-    )
-
-
 def _tell_pools(
     tx: Session, seen: Seen, decided: Plan, ended: Iterable[Ended], gone: Iterable[str]
 ) -> None:
@@ -181,6 +167,9 @@ def _tell_pools(
             continue
         told = found.setdefault(one.base, {})
         told["service"] = _lately(told.get("service", pool.service), one.held)
+        if one.outcome == "succeeded" and one.charged:
+            ratios = told.get("spans", pool.spans)
+            told["spans"] = [*ratios, one.held / one.charged][-estimate.KEPT :]
         if one.outcome == "succeeded" and one.passes:
             pace = one.device_seconds / one.passes
             told["pace"] = _lately(told.get("pace", pool.pace), pace)

@@ -16,7 +16,7 @@ that no stream of newcomers overtakes somebody for ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -89,10 +89,3 @@ def jain(values: Iterable[float]) -> float:
     if squares == 0.0:
         return 1.0
     return sum(numbers) ** 2 / (len(numbers) * squares)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the (sorted) values do not exceed."""
-    if not values:
-        return math.nan
-    return values[min(len(values) - 1, max(0, math.ceil(share * len(values)) - 1))]

@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "submit": ("submit:submit", "Check a dataset, send it, start a job and follow it."),
         "validate": ("validate:validate", "Check a dataset; nothing is sent."),
         "jobs": ("jobs:jobs", "List jobs, newest first."),
+        "queue": ("queue:queue", "What waits, why, and when it starts."),
         "show": ("show:show", "Everything known about one job."),
         "watch": ("watch:watch", "Follow a job: progress, losses and a plot."),
         "logs": ("logs:logs", "A job's events, oldest first."),
@@ -46,6 +47,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Service": {
         "up": ("up:up", "Start the whole service on this machine."),
         "down": ("down:down", "Stop what `up` started."),
+        "tenants": ("tenants:tenants", "Weights and quotas of tenants."),
         "status": ("status:status", "What runs, what waits and why."),
         "api": ("api:api", "Run the HTTP API."),
         "scheduler": ("scheduler:scheduler", "Run the scheduler."),

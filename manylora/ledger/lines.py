@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import ARRAY, Float, String, Uuid, bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
-from manylora.ledger.tables import Line, Pool
+from manylora.ledger.tables import Change, Line, Pool
 
 _STEER = 7_140_211
 #: changes added up in one round; what is left is there for the next one
@@ -118,6 +118,7 @@ class Ended:
 
     base: str
     outcome: str | None
+    charged: float
     device_seconds: float
     held: float | None
     passes: float | None
@@ -168,7 +169,9 @@ def settle(tx: Session, half_life: float, most: int = 5000) -> list[Ended]:
     ended, costs = [], dict[uuid.UUID, float]()
     for tenant, base, outcome, charged, took, held, passes in tx.execute(_ENDED, {"most": most}):
         costs[tenant] = costs.get(tenant, 0.0) + took - charged
-        ended.append(Ended(base, outcome, took, None if held is None else float(held), passes))
+        ended.append(
+            Ended(base, outcome, charged, took, None if held is None else float(held), passes)
+        )
     charge(tx, costs, half_life)
     return ended
 
@@ -206,6 +209,14 @@ def pool(tx: Session, base: str, **columns: Any) -> None:
 def pools(tx: Session) -> dict[str, Pool]:
     """Every pool by its base."""
     return {row.base: row for row in tx.scalars(select(Pool))}
+
+
+def queued(tx: Session) -> int:
+    """How many jobs are queued, without reading the queue."""
+    counted = select(func.coalesce(func.sum(Pool.queued), 0).label("n")).union_all(
+        select(func.coalesce(func.sum(Change.queued), 0))
+    )
+    return int(tx.scalar(select(func.sum(counted.subquery().c.n))) or 0)
 
 
 def of_tenant(tx: Session, tenant_id: uuid.UUID) -> list[Line]:

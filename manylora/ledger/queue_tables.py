@@ -99,6 +99,8 @@ class Pool(Table):
     service: Mapped[float | None]
     #: what waits were, divided by what was foretold, latest last
     ratios: Mapped[list[float]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    #: how long jobs held a slot, divided by what they were charged, latest last
+    spans: Mapped[list[float]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
     #: turns of the lines that wait, evenly spaced among all of them
     turns: Mapped[list[float]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
     #: the share of past ratios that the p90 is read at; moves so that 90 % of waits end by it

@@ -100,6 +100,12 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column(
+            "spans",
+            sa.dialects.postgresql.JSONB(),
+            server_default=sa.text("'[]'::jsonb"),
+            nullable=False,
+        ),
+        sa.Column(
             "turns",
             sa.dialects.postgresql.JSONB(),
             server_default=sa.text("'[]'::jsonb"),

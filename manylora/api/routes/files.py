@@ -16,7 +16,7 @@ from manylora import keys
 from manylora.api import lookups, wire
 from manylora.api.context import Parts, Tenant
 from manylora.errors import DatasetError, UsageError
-from manylora.ledger import files
+from manylora.ledger import files, shares
 
 router = APIRouter(prefix="/v1/files")
 _CHUNK = 1 << 20
@@ -63,6 +63,7 @@ def upload(
             lookups.lock(tx, key)
             if parts.store.size(key) != size:
                 parts.store.put_file(key, path)
+            shares.check_bytes(tx, caller.tenant_id, size)
             row = files.add(
                 tx,
                 caller.tenant_id,

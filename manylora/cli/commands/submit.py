@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ from manylora.cli.flags import (
 @click.option("--val", type=existing_file, help="Validation file.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[chosen by the service]")
 @click.option("--priority", type=int, help="Order among your own jobs; higher goes first  [0]")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    help="Hours in which you want it done; it goes before your own that can wait  [none]",
+)
 @click.option("--metadata", "pairs", multiple=True, metavar="K=V", help="Repeat it for more.")
 @click.option(
     "--idempotency-key", help="The same key is the same job, however often it is sent  [random]"
@@ -40,6 +47,7 @@ def submit(
     val: Path | None,
     seed: int | None,
     priority: int | None,
+    deadline: float | None,
     pairs: tuple[str, ...],
     idempotency_key: str | None,
     detach: bool,
@@ -68,6 +76,8 @@ def submit(
     }
     if priority is not None:
         body["priority"] = priority
+    if deadline is not None:
+        body["deadline"] = math.ceil(time.time() + deadline * 3600)
     client = context.connect()
     for path in (file, val):
         if path is not None:

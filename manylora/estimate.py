@@ -10,11 +10,10 @@ distribution shift", 2021).
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
-
-from scheduler.fairness import percentile
 
 #: how many waits are remembered
 KEPT: Final = 256
@@ -22,6 +21,13 @@ KEPT: Final = 256
 ENOUGH: Final = 20
 _AIM: Final = 0.9
 _STEP: Final = 0.01
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the (sorted) values do not exceed."""
+    if not values:
+        return math.nan
+    return values[min(len(values) - 1, max(0, math.ceil(share * len(values)) - 1))]
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,14 @@ def foretell(raw: float, outlook: Outlook) -> Foretold:
     # Beyond the largest ratio known, a level still has to mean more.
     p90 = percentile(known, min(outlook.level, 1.0)) * max(1.0, 1.0 + 4 * (outlook.level - 1.0))
     return Foretold(raw, p50 * raw, max(p50, p90) * raw)
+
+
+def spans(cost: float, ratios: Sequence[float]) -> tuple[float, float]:
+    """p50 and p90 of how long a job of that cost holds a slot, by how long others did."""
+    if len(ratios) < ENOUGH:
+        return cost, 3.0 * cost
+    known = sorted(ratios)
+    return percentile(known, 0.5) * cost, percentile(known, _AIM) * cost
 
 
 def learn(outlook: Outlook, waited: float, raw: float, promised: float) -> Outlook:
