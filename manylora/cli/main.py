@@ -57,6 +57,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "On this machine": {
         "train": ("train:train", "Train one adapter here, without the service."),
+        "simulate": ("simulate:simulate", "What a pool would do, before it is bought."),
         "config": ("config:config", "Show the settings and where each comes from."),
     },
 }
