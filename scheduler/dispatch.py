@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from manylora import crash, estimate
@@ -26,7 +26,7 @@ from manylora.ledger import jobs, leases, lines, workers
 from manylora.ledger.database import Database
 from manylora.ledger.explain import outlook
 from manylora.ledger.lines import Ended
-from manylora.ledger.tables import Attempt, Job, Line, Share
+from manylora.ledger.tables import Job, Line, Share
 from manylora.settings import Settings
 from scheduler import snapshot
 from scheduler.planner import plan
@@ -111,12 +111,7 @@ def _carry_out(tx: Session, seen: Seen, decided: Plan, settings: Settings) -> li
             log.info("preempt.lost", job_id=job_id)  # it has left its slot meanwhile
     for worker_id, base in decided.assignments:
         workers.assign(tx, worker_id, base)
-    for job_id, reason in sorted(decided.reasons.items()):
-        tx.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.waiting_for.is_distinct_from(reason))
-            .values(waiting_for=reason)
-        )
+    lines.wait_for(tx, decided.reasons)
     until = snapshot.midnight(seen.snapshot.now)
     for tenant, reason in sorted(decided.stops.items()):
         day = until if reason.startswith("your device-hours") else None
@@ -141,13 +136,7 @@ def _charge(
     if not sent:
         return
     attempts = {job_id: attempt for _, job_id, attempt in sent}
-    tx.execute(
-        update(Attempt),
-        [
-            {"job_id": job.job_id, "attempt": attempts[job.job_id], "charged": job.cost}
-            for job in gone
-        ],
-    )
+    lines.note_charges(tx, [(job.job_id, attempts[job.job_id], job.cost) for job in gone])
     lines.charge(tx, costs, settings.share_half_life_seconds)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, Float, String, Uuid, bindparam, func, select, text, update
+from sqlalchemy import ARRAY, BigInteger, Float, String, Uuid, bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from manylora.ledger.tables import Change, Line, Pool
@@ -239,6 +239,36 @@ def prune(tx: Session, days: int = 30) -> None:
         ),
         {"days": days},
     )
+
+
+_WAIT_FOR = text(
+    "UPDATE jobs j SET waiting_for = given.reason FROM unnest(:ids, :reasons) AS given(id, reason)"
+    " WHERE j.id = given.id AND j.state = 'queued'"
+    " AND j.waiting_for IS DISTINCT FROM given.reason"
+).bindparams(bindparam("ids", type_=ARRAY(String())), bindparam("reasons", type_=ARRAY(String())))
+_CHARGED = text(
+    "UPDATE attempts a SET charged = given.cost"
+    " FROM unnest(:ids, :attempts, :costs) AS given(id, attempt, cost)"
+    " WHERE a.job_id = given.id AND a.attempt = given.attempt"
+).bindparams(
+    bindparam("ids", type_=ARRAY(String())),
+    bindparam("attempts", type_=ARRAY(BigInteger())),
+    bindparam("costs", type_=ARRAY(Float())),
+)
+
+
+def wait_for(tx: Session, reasons: Mapping[str, str]) -> None:
+    """Note why jobs that were looked at wait."""
+    if reasons:
+        ids = sorted(reasons)
+        tx.execute(_WAIT_FOR, {"ids": ids, "reasons": [reasons[job_id] for job_id in ids]})
+
+
+def note_charges(tx: Session, charges: Sequence[tuple[str, int, float]]) -> None:
+    """Note what attempts (job, attempt) were charged."""
+    if charges:
+        ids, attempts, costs = (list(column) for column in zip(*sorted(charges), strict=True))
+        tx.execute(_CHARGED, {"ids": ids, "attempts": attempts, "costs": costs})
 
 
 _FORETELL = text(
