@@ -31,7 +31,7 @@ INSERT INTO jobs (id, tenant_id, base, base_fingerprint, training_file, seed, as
 SELECT 'ftjob-crowd-' || i, md5('tenant' || t)::uuid, :base, :print, 'file-crowd-' || t, 1, '{}',
     '{"n_epochs": 3}', i % 3, 'queued', 0, 0, 0, 0,
     clock_timestamp() - make_interval(secs => (i * 7919) % 86400), 10 + i % 90
-FROM (SELECT i, CASE WHEN i % 10 = 0 THEN 1 ELSE 1 + i % CAST(:tenants AS int) END AS t
+FROM (SELECT i::bigint AS i, CASE WHEN i % 10 = 0 THEN 1 ELSE 1 + i % CAST(:tenants AS int) END AS t
     FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS i) AS drawn
 """
 _WORKERS = """

@@ -2,7 +2,8 @@
 
 Servers of its own; a crowd of tenants with one base; workers with 1,000 slots. At each length of
 the queue: the round that fills every slot, rounds in which nothing changed, and rounds after so
-many jobs ended and as many came. A round is `Scheduler.tick`, with its wake-ups. Each length is
+many jobs ended and as many came. A round is `Scheduler.tick`; the part of it
+that is wake-ups sent to the broker, after the commit, is told apart. Each length is
 measured by a scheduler in a process of its own, so that its memory is only that.
 Rows go to build/bench/queue.json; `--plot` also draws docs/scheduling-rounds.png.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from bench import measure
 from bench.crowd import Crowd
@@ -29,7 +31,7 @@ from manylora.settings import Settings, load_settings
 SLOTS = 1000
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 CHANGES = (1, 10, 100, 1000)
-_TIMES = 5
+_TIMES = 3
 PICTURE = ROOT / "docs" / "scheduling-rounds.png"
 
 
@@ -42,7 +44,18 @@ def _settings() -> Settings:
 
 def _measure(asked: Row) -> Row:
     """In a process of its own: the rounds at one length of the queue."""
+    from scheduler import dispatch
     from scheduler.loop import Scheduler
+
+    sending = [0.0]
+    send = dispatch.wake
+
+    def timed(*given: Any) -> None:
+        began = time.perf_counter()
+        send(*given)
+        sending[0] += time.perf_counter() - began
+
+    dispatch.wake = timed
 
     settings = _settings()
     owner = settings.database_owner_url
@@ -74,17 +87,20 @@ def _measure(asked: Row) -> Row:
         found["summary_seconds"] = time.perf_counter() - began
     found["busy_seconds"] = statistics.median(round_() for _ in range(_TIMES))
     for changes in CHANGES:
-        took = []
+        took, sent = [], []
         for _ in range(_TIMES):
             crowd.end(changes)
             crowd.come(changes)
+            sending[0] = 0.0
             took.append(round_())
             while scheduler._more:
                 took[-1] += round_()
+            sent.append(sending[0])
             crowd.claim()
             round_()
         found[f"changed_{changes}_seconds"] = statistics.median(took)
         found[f"changed_{changes}_most"] = max(took)
+        found[f"changed_{changes}_sending"] = statistics.median(sent)
     crowd.end(SLOTS)
     scheduler.app.close()
     scheduler.database.close()

@@ -24,7 +24,7 @@ from manylora.errors import LostError
 from manylora.estimate import Outlook
 from manylora.ledger import jobs, leases, lines, workers
 from manylora.ledger.database import Database
-from manylora.ledger.explain import outlook
+from manylora.ledger.explain import OF_ITS_OWN, outlook
 from manylora.ledger.lines import Ended
 from manylora.ledger.tables import Job, Line, Share
 from manylora.settings import Settings
@@ -80,8 +80,14 @@ def steer(database: Database, app: Celery, settings: Settings, *, settled: bool)
         crash.point("dispatch_after_commit_before_publish")
     wake(app, sent, settings)
     full = len(queued) >= lines.MOST_CHANGES
-    cut = any(job.base in seen.cut for job in seen.snapshot.waiting) and len(sent) > 0
-    return Done(len(sent), full or cut)
+    return Done(len(sent), full or _cut(seen, sent))
+
+
+def _cut(seen: Seen, sent: Sequence[Hint]) -> bool:
+    """Whether slots stay free although a line has more jobs than were read."""
+    bases = {job.job_id: job.base for job in seen.snapshot.waiting}
+    went = Counter(bases[job_id] for _, job_id, _ in sent)
+    return any(0 < went[base] < seen.free.get(base, 0) for base in seen.cut)
 
 
 def _carry_out(tx: Session, seen: Seen, decided: Plan, settings: Settings) -> list[Hint]:
@@ -111,7 +117,13 @@ def _carry_out(tx: Session, seen: Seen, decided: Plan, settings: Settings) -> li
             log.info("preempt.lost", job_id=job_id)  # it has left its slot meanwhile
     for worker_id, base in decided.assignments:
         workers.assign(tx, worker_id, base)
-    lines.wait_for(tx, decided.reasons)
+    # What is true of a whole line or pool is written there; a job is told what is true of it alone.
+    told = {
+        job_id: reason if reason.startswith(OF_ITS_OWN) else None
+        for job_id, reason in decided.reasons.items()
+    }
+    changed = {i: reason for i, reason in told.items() if reason != seen.told.get(i)}
+    lines.wait_for(tx, changed)
     until = snapshot.midnight(seen.snapshot.now)
     for tenant, reason in sorted(decided.stops.items()):
         day = until if reason.startswith("your device-hours") else None

@@ -30,7 +30,7 @@ _COST = 60.0
 _JOB = """
     SELECT id, base_fingerprint, priority, extract(epoch FROM queued_at) AS queued_at,
         extract(epoch FROM deadline) AS deadline, attempt, foretold, promised,
-        examples * (hyperparameters->>'n_epochs')::float AS passes,
+        waiting_for, examples * (hyperparameters->>'n_epochs')::float AS passes,
         1.0 - coalesce(step::float / nullif(total_steps, 0), 0.0) AS rest
     FROM jobs
     WHERE tenant_id = l.tenant_id AND base = l.base AND state = 'queued'
@@ -42,16 +42,15 @@ _COUNT = text(
 SELECT want.base, (SELECT count(*) FROM (
     SELECT 1 FROM lines WHERE base = want.base AND queued > 0 AND NOT stopped LIMIT want.lines
 ) AS found)
-FROM unnest(:bases, :lines) AS want(base, lines)
+FROM unnest(CAST(:bases AS text[]), CAST(:lines AS bigint[])) AS want(base, lines)
 """
-).bindparams(
-    bindparam("bases", type_=ARRAY(String())), bindparam("lines", type_=ARRAY(BigInteger()))
 )
 #: the lines whose turn is next, and the first jobs of each
 HEADS = text(
     f"""
 SELECT l.tenant_id, l.base, extract(epoch FROM l.since) AS since, j.*
-FROM unnest(:bases, :lines, :jobs) AS want(base, lines, jobs)
+FROM unnest(CAST(:bases AS text[]), CAST(:lines AS bigint[]), CAST(:jobs AS bigint[]))
+    AS want(base, lines, jobs)
 CROSS JOIN LATERAL (
     SELECT tenant_id, base, since FROM lines
     WHERE base = want.base AND queued > 0 AND NOT stopped
@@ -59,10 +58,6 @@ CROSS JOIN LATERAL (
 ) AS l
 LEFT JOIN LATERAL ({_JOB}) AS j ON true
 """  # noqa: S608  (no value is put in)
-).bindparams(
-    bindparam("bases", type_=ARRAY(String())),
-    bindparam("lines", type_=ARRAY(BigInteger())),
-    bindparam("jobs", type_=ARRAY(BigInteger())),
 )
 #: the first job of tenants that run something
 URGENT = text(
@@ -104,6 +99,10 @@ class Seen:
     pools: dict[str, Pool] = field(default_factory=dict)
     #: bases of which more lines or jobs wait than were read
     cut: set[str] = field(default_factory=set)
+    #: free slots by base
+    free: dict[str, int] = field(default_factory=dict)
+    #: what each job was told it waits for, if it was
+    told: dict[str, str] = field(default_factory=dict)
 
 
 def read(
@@ -124,6 +123,7 @@ def read(
     running, bases_of = _running(tx)
     seen = Seen(Snapshot((), views, busy, ()), pools={p.base: p for p in tx.scalars(select(Pool))})
     free = _free(Snapshot((), views, busy, (), running=running))
+    seen.free = free
     waiting, since = _heads(tx, seen, free)
     known = {job.job_id for job in waiting}
     for row in _urgent(tx, running, bases_of, free):
@@ -198,7 +198,10 @@ def _heads(
     lines = [max(LOOKED_AT, free.get(base, 0)) for base in wanted]
     rows = tx.execute(_COUNT, {"bases": wanted, "lines": lines}).all()
     counted = {row[0]: int(row[1]) for row in rows}
-    jobs = [2 * free.get(base, 0) // max(1, counted.get(base, 0)) + 2 for base in wanted]
+    # More than one of a line goes where there are fewer lines than slots.
+    jobs = [2 * free.get(base, 0) // max(1, counted.get(base, 0)) + 1 for base in wanted]
+    jobs = [1 if counted.get(base, 0) >= count else each for base, count, each in
+            zip(wanted, lines, jobs, strict=True)]  # fmt: skip
     rows = tx.execute(HEADS, {"bases": wanted, "lines": lines, "jobs": jobs}).all()
     per_line: Counter[tuple[uuid.UUID, str]] = Counter()
     for row in rows:
@@ -237,6 +240,8 @@ def _urgent(
 def _waiting(row: Row[Any], seen: Seen) -> Waiting:
     pool = seen.pools.get(row.base)
     seen.owners[row.id] = row.tenant_id
+    if row.waiting_for is not None:
+        seen.told[row.id] = row.waiting_for
     if row.attempt == 0 and row.promised is not None:
         seen.first[row.id] = row.promised
     return Waiting(

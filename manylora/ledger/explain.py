@@ -22,7 +22,7 @@ MOST_COUNTED = 10_000
 #: device-seconds of a job of which nothing is known
 SERVICE = 60.0
 #: what the scheduler says of one job, and not of its line or pool
-_OF_ITS_OWN = ("a slot of", "a job of lower priority")
+OF_ITS_OWN = ("a slot of", "a job of lower priority")
 
 
 def outlook(pool: Pool) -> Outlook:
@@ -52,7 +52,7 @@ def reason(tx: Session, job: Job) -> str | None:
         return line.reason
     if pool.reason:
         return pool.reason
-    if job.waiting_for and job.waiting_for.startswith(_OF_ITS_OWN):
+    if job.waiting_for and job.waiting_for.startswith(OF_ITS_OWN):
         return job.waiting_for
     return f"all {pool.slots} slots of {job.base} are taken; others go first"
 

@@ -257,8 +257,8 @@ _CHARGED = text(
 )
 
 
-def wait_for(tx: Session, reasons: Mapping[str, str]) -> None:
-    """Note why jobs that were looked at wait."""
+def wait_for(tx: Session, reasons: Mapping[str, str | None]) -> None:
+    """Note why jobs wait, where that is true of the job alone; None: no longer."""
     if reasons:
         ids = sorted(reasons)
         tx.execute(_WAIT_FOR, {"ids": ids, "reasons": [reasons[job_id] for job_id in ids]})
