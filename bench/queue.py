@@ -150,7 +150,7 @@ def _waiting(database: Database) -> int:
 def _fold(database: Database) -> bool:
     """The crowd came all at once; the scheduler would take as many rounds."""
     with database.transaction() as tx:
-        return len(lines.fold(tx, 86_400.0)) >= lines.MOST_CHANGES
+        return lines.fold(tx, 86_400.0).more
 
 
 def draw(rows: list[Row], target: Path) -> None:

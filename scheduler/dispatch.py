@@ -55,7 +55,7 @@ def steer(database: Database, app: Celery, settings: Settings, *, settled: bool)
         if not lines.steer(tx):
             return Done(0, False)
         half_life = settings.share_half_life_seconds
-        queued = lines.fold(tx, half_life)
+        changed = lines.fold(tx, half_life)
         ended = lines.settle(tx, half_life)
         seen = snapshot.read(
             tx,
@@ -67,7 +67,7 @@ def steer(database: Database, app: Celery, settings: Settings, *, settled: bool)
         decided = plan(seen.snapshot)
         sent = _carry_out(tx, seen, decided, settings)
         _tell_pools(tx, seen, decided, ended, [job_id for _, job_id, _ in sent])
-        _foretell(tx, seen, queued)
+        _foretell(tx, seen, changed.queued)
     for queue, job_id, attempt in sent:
         log.info(
             "dispatch.sent",
@@ -79,8 +79,7 @@ def steer(database: Database, app: Celery, settings: Settings, *, settled: bool)
     if sent:
         crash.point("dispatch_after_commit_before_publish")
     wake(app, sent, settings)
-    full = len(queued) >= lines.MOST_CHANGES
-    return Done(len(sent), full or _cut(seen, sent))
+    return Done(len(sent), changed.more or _cut(seen, sent))
 
 
 def _cut(seen: Seen, sent: Sequence[Hint]) -> bool:

@@ -11,7 +11,7 @@ import datetime as dt
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, Float, String, Uuid, bindparam, func, select, text, update
 from sqlalchemy.orm import Session
@@ -50,7 +50,8 @@ WITH gone AS (
         queued = p.queued + excluded.queued, active = p.active + excluded.active
 )
 SELECT (SELECT array_agg(DISTINCT tenant_id) FROM sums),
-       (SELECT array_agg(job_id) FROM gone WHERE job_id IS NOT NULL)
+       (SELECT array_agg(job_id) FROM gone WHERE job_id IS NOT NULL),
+       (SELECT count(*) FROM gone)
 """
 )
 _FREE = text(
@@ -130,10 +131,16 @@ def steer(tx: Session) -> bool:
     return bool(tx.scalar(select(func.pg_try_advisory_xact_lock(_STEER))))
 
 
-def fold(tx: Session, half_life: float, most: int = MOST_CHANGES) -> list[str]:
-    """Add up what changed; lines whose stop may be over are open again. Returns the jobs that were
-    queued, in no order."""
-    tenants, queued = tx.execute(_FOLD, {"most": most}).one()
+class Folded(NamedTuple):
+    """The jobs that were queued, in no order, and whether there may be more changes."""
+
+    queued: list[str]
+    more: bool
+
+
+def fold(tx: Session, half_life: float, most: int = MOST_CHANGES) -> Folded:
+    """Add up what changed; lines whose stop may be over are open again."""
+    tenants, queued, count = tx.execute(_FOLD, {"most": most}).one()
     if tenants:
         tx.execute(_FREE, {"tenants": tenants})
         retime(tx, tenants, half_life)
@@ -142,7 +149,7 @@ def fold(tx: Session, half_life: float, most: int = MOST_CHANGES) -> list[str]:
         .where(Line.stopped, Line.stopped_until <= func.clock_timestamp())
         .values(stopped=False, stopped_until=None, reason=None)
     )
-    return list(queued or ())
+    return Folded(list(queued or ()), count >= most)
 
 
 def retime(tx: Session, tenants: Sequence[uuid.UUID] | None, half_life: float) -> None:

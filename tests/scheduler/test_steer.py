@@ -254,9 +254,9 @@ def test_a_round_reads_the_heads_of_a_queue_of_100_000_and_no_more(fresh):
         queued = 0
         while True:
             with owner.transaction() as tx:
-                told = len(lines.fold(tx, 86_400.0))
-            queued += told
-            if told < lines.MOST_CHANGES:
+                told = lines.fold(tx, 86_400.0)
+            queued += len(told.queued)
+            if not told.more:
                 break
         assert queued == 100_000
         crowd.analyse()

@@ -24,7 +24,7 @@ COUNTS = {
 
 def folded(ledger):
     with ledger.transaction() as tx:
-        return lines.fold(tx, HALF)
+        return lines.fold(tx, HALF).queued
 
 
 def line_of(ledger):
