@@ -64,9 +64,12 @@ def _measure(asked: Row) -> Row:
     crowd = Crowd(database, jobs=asked["made"], tenants=asked["tenants"], workers=SLOTS // 4)
     scheduler = Scheduler(settings)
 
+    processor = [0.0]
+
     def round_() -> float:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         scheduler.tick()
+        processor[0] += time.process_time() - cpu
         return time.perf_counter() - began
 
     began = time.perf_counter()
@@ -87,20 +90,22 @@ def _measure(asked: Row) -> Row:
         found["summary_seconds"] = time.perf_counter() - began
     found["busy_seconds"] = statistics.median(round_() for _ in range(_TIMES))
     for changes in CHANGES:
-        took, sent = [], []
+        took, sent, own = [], [], []
         for _ in range(_TIMES):
             crowd.end(changes)
             crowd.come(changes)
-            sending[0] = 0.0
+            sending[0] = processor[0] = 0.0
             took.append(round_())
             while scheduler._more:
                 took[-1] += round_()
             sent.append(sending[0])
+            own.append(processor[0])
             crowd.claim()
             round_()
         found[f"changed_{changes}_seconds"] = statistics.median(took)
         found[f"changed_{changes}_most"] = max(took)
         found[f"changed_{changes}_sending"] = statistics.median(sent)
+        found[f"changed_{changes}_processor"] = statistics.median(own)
     crowd.end(SLOTS)
     scheduler.app.close()
     scheduler.database.close()
