@@ -51,6 +51,8 @@ bench: setup  ## measure against the peers, over an hour; writes docs/performanc
 	"$(BIN)/python" -m bench.memory
 	"$(BIN)/python" -m bench.quantized
 	"$(BIN)/python" -m bench.service
+	"$(BIN)/python" -m bench.queue --plot
+	"$(BIN)/python" -m bench.fair
 	"$(BIN)/python" -m bench.report
 
 bench-quick: setup  ## see that the bench works: a few minutes, numbers that mean nothing
@@ -59,6 +61,8 @@ bench-quick: setup  ## see that the bench works: a few minutes, numbers that mea
 	"$(BIN)/python" -m bench.memory --quick
 	"$(BIN)/python" -m bench.quantized --quick
 	"$(BIN)/python" -m bench.service --quick
+	"$(BIN)/python" -m bench.queue --quick
+	"$(BIN)/python" -m bench.fair --quick
 	"$(BIN)/python" -m bench.report --quick
 
 chaos: setup  ## kill and freeze every part, 100 times over 20 jobs; FAULTS=, JOBS=, SEED= choose

@@ -52,6 +52,9 @@ _KINDS: tuple[type[ManyloraError], ...] = (
     UnavailableError,
 )
 _BY_CODE = {kind.code: kind for kind in _KINDS} | {
+    "queued_quota_exceeded": errors.QuotaError,
+    "storage_quota_exceeded": errors.QuotaError,
+    "rate_limit_exceeded": errors.QuotaError,
     "no_adapter": errors.ConflictError,
     "invalid_job_state": errors.StateError,
 }
@@ -217,6 +220,21 @@ class Client:
         """What runs, what waits and why."""
         state: Json = self._call("GET", "/v1/manylora/status")
         return state
+
+    def queue(self) -> list[Json]:
+        """For each base: what waits and runs, the share, the reason, when the next one starts."""
+        found: list[Json] = self._call("GET", "/v1/manylora/queue")["data"]
+        return found
+
+    def tenants(self) -> list[Json]:
+        """Every tenant's weight and quotas; for operators."""
+        found: list[Json] = self._call("GET", "/v1/manylora/tenants")["data"]
+        return found
+
+    def set_tenant(self, name: str, changes: Json) -> Json:
+        """Set a tenant's weight or quotas; for operators."""
+        set_: Json = self._call("PATCH", f"/v1/manylora/tenants/{_part(name)}", json=changes)
+        return set_
 
     # -- bases ------------------------------------------------------------------------------
 

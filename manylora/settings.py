@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     most_preemptions: int = Field(
         50, ge=0, description="how often a job makes room for one of higher priority; 0: never"
     )
+    share_half_life_seconds: float = Field(
+        86_400.0, gt=0, description="after so long, half of what a tenant has used is forgotten"
+    )
+    max_queued: int = Field(
+        100_000, ge=1, description="most jobs of a tenant that wait, unless its own quota says else"
+    )
     checkpoint_seconds: float = Field(
         300.0, gt=0, description="most seconds between two checkpoints of a job"
     )

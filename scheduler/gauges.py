@@ -14,7 +14,7 @@ from manylora.clock import Clock
 from manylora.ledger import webhooks, workers
 from manylora.ledger.database import Database
 from manylora.ledger.states import JobState
-from manylora.ledger.tables import Attempt, Base, Job
+from manylora.ledger.tables import Attempt, Base, Change, Job, Pool
 from manylora.metrics import SchedulerMetrics
 
 _EVERY_SECONDS = 5.0
@@ -83,26 +83,35 @@ class Gauges:
 
 
 def _jobs(tx: Session) -> dict[tuple[str, ...], float]:
-    """Jobs by base and state; a ready base without jobs is there, with zero."""
+    """Jobs by base and state; a ready base without jobs is there, with zero. How many are queued
+    is in the pools, and in the changes not yet added to them: the queue is not read for it."""
     found: dict[tuple[str, ...], float] = {
         (base, JobState.QUEUED.value): 0
         for base in tx.scalars(select(Base.name).where(Base.state == "ready"))
     }
-    for which in (Job.state == JobState.QUEUED.value, Job.state.in_(_AT_WORK)):
-        rows = tx.execute(
-            select(Job.base, Job.state, func.count()).where(which).group_by(Job.base, Job.state)
-        )
-        found |= {(base, state): count for base, state, count in rows.all()}
-    return found
+    for counted in (select(Pool.base, Pool.queued), select(Change.base, Change.queued)):
+        for base, count in tx.execute(counted.where(counted.selected_columns[1] != 0)):
+            found[base, JobState.QUEUED.value] = found.get((base, JobState.QUEUED.value), 0) + count
+    rows = tx.execute(
+        select(Job.base, Job.state, func.count())
+        .where(Job.state.in_(_AT_WORK))
+        .group_by(Job.base, Job.state)
+    )
+    return found | {(base, state): count for base, state, count in rows.all()}
 
 
 def _oldest(tx: Session) -> dict[tuple[str, ...], float]:
-    rows = tx.execute(
-        select(Job.base, func.min(Job.queued_at), _NOW)
-        .where(Job.state == JobState.QUEUED.value)
-        .group_by(Job.base)
-    )
-    return {(base,): _age(at, now) for base, at, now in rows.all() if at is not None}
+    found: dict[tuple[str, ...], float] = {}
+    for base in tx.scalars(select(Base.name).where(Base.state == "ready")).all():
+        row = tx.execute(
+            select(Job.queued_at, _NOW)
+            .where(Job.state == JobState.QUEUED.value, Job.base == base)
+            .order_by(Job.queued_at)
+            .limit(1)
+        ).first()
+        if row is not None and row[0] is not None:
+            found[base,] = _age(row[0], row[1])
+    return found
 
 
 def _age(at: dt.datetime, now: dt.datetime) -> float:

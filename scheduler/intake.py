@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,37 +30,53 @@ from manylora.storage.store import Store
 log = structlog.get_logger(__name__)
 
 
-def intake_one(database: Database, store: Store, limits: Limits) -> bool:
-    """Validate the oldest new job; False when there is none.
+class Intake:
+    """Takes new jobs in, one tenant after the other, so that nobody's thousands of files keep
+    another's from being read."""
 
-    Two intakes on one job do no harm: the second one's move finds it gone.
-    """
-    with database.transaction() as tx:
-        job = tx.scalar(
+    def __init__(self, database: Database, store: Store, limits: Limits) -> None:
+        self._database = database
+        self._store = store
+        self._limits = limits
+        #: whose job was read last
+        self._last = uuid.UUID(int=0)
+
+    def one(self) -> bool:
+        """Validate the oldest new job of the next tenant; False when there is none.
+
+        Two intakes on one job do no harm: the second one's move finds it gone.
+        """
+        with self._database.transaction() as tx:
+            job = self._next(tx)
+            if job is None:
+                return False
+            self._last = job.tenant_id
+            base = tx.get(Base, job.base)
+            network = base.network if base is not None else None
+            named = [("training_file", _file(tx, job.training_file))]
+            if job.validation_file:
+                named.append(("validation_file", _file(tx, job.validation_file)))
+            events.add(
+                tx,
+                job,
+                "Validating training file: "
+                + " and validation file: ".join(file.id for _, file in named),
+                actor="scheduler",
+            )
+        bound = {"job_id": job.id, "tenant_id": str(job.tenant_id)}
+        with structlog.contextvars.bound_contextvars(**bound):
+            examples, refusal = _read(self._store, self._limits, named, network)
+            _decide(self._database, job.id, examples, refusal)
+        return True
+
+    def _next(self, tx: Session) -> Job | None:
+        new = (
             select(Job)
             .where(Job.state == JobState.VALIDATING.value)
-            .order_by(Job.created_at)
+            .order_by(Job.tenant_id, Job.created_at)
             .limit(1)
         )
-        if job is None:
-            return False
-        base = tx.get(Base, job.base)
-        network = base.network if base is not None else None
-        named = [("training_file", _file(tx, job.training_file))]
-        if job.validation_file:
-            named.append(("validation_file", _file(tx, job.validation_file)))
-        events.add(
-            tx,
-            job,
-            "Validating training file: "
-            + " and validation file: ".join(file.id for _, file in named),
-            actor="scheduler",
-        )
-    bound = {"job_id": job.id, "tenant_id": str(job.tenant_id)}
-    with structlog.contextvars.bound_contextvars(**bound):
-        examples, refusal = _read(store, limits, named, network)
-        _decide(database, job.id, examples, refusal)
-    return True
+        return tx.scalar(new.where(Job.tenant_id > self._last)) or tx.scalar(new)
 
 
 def _read(

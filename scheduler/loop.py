@@ -18,26 +18,25 @@ from manylora.clock import Clock, SystemClock
 from manylora.datasets.limits import Limits
 from manylora.destinations import Allowed
 from manylora.errors import ManyloraError, UnavailableError
-from manylora.ledger import leases, tenants, workers
+from manylora.ledger import leases, lines, tenants, workers
 from manylora.ledger.database import Database, times
 from manylora.logs import configure
 from manylora.metrics import SchedulerMetrics
 from manylora.probe import Probe
 from manylora.settings import Settings
 from manylora.storage.store import Store
-from scheduler import snapshot
 from scheduler.contact import Contact
 from scheduler.deliver import Sender
-from scheduler.dispatch import carry_out, wake
+from scheduler.dispatch import Done, steer, wake
 from scheduler.gauges import Gauges
-from scheduler.intake import intake_one
-from scheduler.planner import plan
+from scheduler.intake import Intake
 from scheduler.post import Post
 from scheduler.prune import prune
 
 log = structlog.get_logger(__name__)
 #: a round that takes longer is taken for one that never ends
 _STUCK_SECONDS = 120.0
+_SUMMARY_SECONDS = 10.0
 
 
 class Scheduler:
@@ -60,16 +59,35 @@ class Scheduler:
             told=self.metrics.tried,
         )
         self._turned = self.clock.monotonic()
+        self._summarised: float | None = None
+        #: whether the last round left something it could have done
+        self._more = False
+        self.intake = Intake(self.database, self.store, Limits.from_settings(settings))
 
     def tick(self) -> int:
         """One round: rescue, look, decide, do. Returns how many jobs went out."""
         try:
-            return self._round()
+            done = self._round()
         except UnavailableError:
             self.contact.broke()
             raise
+        self._more = done.more
+        return done.sent
 
-    def _round(self) -> int:
+    def _summarise(self) -> None:
+        """Once in a while, and first of all: what is true of all lines together."""
+        now = self.clock.monotonic()
+        if self._summarised is not None and now - self._summarised < _SUMMARY_SECONDS:
+            return
+        with self.database.transaction() as tx:
+            if not lines.steer(tx):
+                return
+            if self._summarised is None:  # the half-life may be another than it was
+                lines.retime(tx, None, self.settings.share_half_life_seconds)
+            lines.summarise(tx)
+        self._summarised = now
+
+    def _round(self) -> Done:
         settings = self.settings
         with self.database.transaction() as tx:
             workers.tick(tx, self.id)
@@ -88,20 +106,14 @@ class Scheduler:
             log.warning("rescued", job_id=job_id, tenant_id=owners[job_id])
         self.metrics.rescued.inc(len(rescued))
         wake(self.app, again, settings)
-        with self.database.transaction() as tx:
-            seen = snapshot.read(
-                tx,
-                worker_silence_seconds=settings.lease_seconds,
-                most_preemptions=settings.most_preemptions,
-                settled=settled,
-            )
-        sent = carry_out(self.database, self.app, plan(seen), settings)
-        self.metrics.dispatched.inc(sent)
-        return sent
+        self._summarise()
+        done = steer(self.database, self.app, settings, settled=settled)
+        self.metrics.dispatched.inc(done.sent)
+        return done
 
     def take_in(self) -> bool:
         """Validate one new job; False when there was none."""
-        return intake_one(self.database, self.store, Limits.from_settings(self.settings))
+        return self.intake.one()
 
     def sweep(self) -> bool:
         """Clear the bucket of what ended jobs left; True when there may be more."""
@@ -138,7 +150,7 @@ class Scheduler:
         self._turned = self.clock.monotonic()
         with self.metrics.tick():
             self.tick()
-        return False
+        return self._more
 
     def _show(self) -> Probe:
         """Metrics and health on `metrics_port`, if there is one."""

@@ -21,6 +21,7 @@ from manylora.api.routes import (
     health,
     jobs,
     models,
+    queue,
     webhooks,
 )
 from manylora.errors import UnavailableError
@@ -44,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = ApiMetrics()
     app.state.context = Context(settings, database, Store(settings), metrics)
     problems.install(app)
-    for part in (health, files, jobs, checkpoints, models, bases, adapters, webhooks):
+    for part in (health, files, jobs, checkpoints, models, bases, adapters, webhooks, queue):
         app.include_router(part.router)
 
     app.add_middleware(Around, max_file_bytes=settings.max_file_bytes, metrics=metrics)

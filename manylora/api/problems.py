@@ -81,6 +81,9 @@ def install(app: FastAPI) -> None:
         headers = {}
         if isinstance(error, QuotaError):
             headers["x-should-retry"] = "false"
+            after = error.details.get("retry_after") if isinstance(error.details, dict) else None
+            if after is not None:
+                headers["Retry-After"] = str(after)
         if isinstance(error, UnavailableError):
             headers["Retry-After"] = "2"
         if isinstance(error, AuthError):

@@ -17,6 +17,7 @@ from manylora.ledger.tables import (
     Event,
     File,
     Job,
+    Share,
     Webhook,
 )
 
@@ -94,11 +95,12 @@ def job(row: Job, adapter: Adapter | None, tenant: str, parts: Context) -> Json:
             "step": row.step,
             "total_steps": row.total_steps,
             "priority": row.priority,
+            "deadline": seconds(row.deadline),
             "attempt": row.attempt,
             "wish": row.wish,
             "failures": row.failures,
             "preemptions": row.preemptions,
-            "waiting_for": row.waiting_for if row.state == JobState.QUEUED else None,
+            "waiting_for": None,
             "examples": row.examples,
             "base_fingerprint": row.base_fingerprint,
             "adapter_uri": parts.store.uri(adapter.prefix) if adapter else None,
@@ -187,6 +189,21 @@ def adapter(row: Adapter, of: Job | None, parts: Context) -> Json:
         "weights_sha256": row.weights_sha256,
         "bytes": row.bytes,
         "created_at": seconds(row.created_at),
+    }
+
+
+def share(tenant: str, row: Share) -> Json:
+    """A tenant's weight, quotas and use, for operators."""
+    return {
+        "tenant": tenant,
+        "object": "tenant",
+        "weight": row.weight,
+        "max_queued": row.max_queued,
+        "max_running": row.max_running,
+        "max_device_hours": row.max_device_hours,
+        "max_bytes": row.max_bytes,
+        "max_requests": row.max_requests,
+        "used_device_seconds": round(row.used, 1),
     }
 
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "sweep": ("sweep:sweep", "Try hyperparameters on a budget; losers are stopped early."),
         "validate": ("validate:validate", "Check a dataset; nothing is sent."),
         "jobs": ("jobs:jobs", "List jobs, newest first."),
+        "queue": ("queue:queue", "What waits, why, and when it starts."),
         "show": ("show:show", "Everything known about one job."),
         "watch": ("watch:watch", "Follow a job: progress, losses and a plot."),
         "logs": ("logs:logs", "A job's events, oldest first."),
@@ -52,6 +53,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Service": {
         "up": ("up:up", "Start the whole service on this machine."),
         "down": ("down:down", "Stop what `up` started."),
+        "tenants": ("tenants:tenants", "Weights and quotas of tenants."),
         "status": ("status:status", "What runs, what waits and why."),
         "api": ("api:api", "Run the HTTP API."),
         "scheduler": ("scheduler:scheduler", "Run the scheduler."),
@@ -61,6 +63,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "On this machine": {
         "train": ("train:train", "Train one adapter here, without the service."),
+        "simulate": ("simulate:simulate", "What a pool would do, before it is bought."),
         "config": ("config:config", "Show the settings and where each comes from."),
     },
 }

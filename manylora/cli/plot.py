@@ -1,4 +1,4 @@
-"""The loss plot of a finished job; only on a terminal."""
+"""Plots in the terminal: the losses of a finished job, the slots of a pool that was simulated."""
 
 from __future__ import annotations
 
@@ -50,3 +50,21 @@ def chart(lines: dict[str, list[tuple[int, float]]], width: int) -> list[str]:
         figure.draw(signal)
     figure.label("step", axis="x")
     return [row.rstrip() for row in uncolorize(str(figure.build())).rstrip().splitlines()]
+
+
+def course_plot(title: str, course: list[tuple[float, float, int]]) -> None:
+    """Draw how many of the slots were taken, over the days."""
+    from plotext import figure, uncolorize
+
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(min(shutil.get_terminal_size().columns - 2, 78), 12)
+    days = [at / 86_400 for at, _, _ in course]
+    signal = figure.signal(days, [taken * 100 for _, taken, _ in course], marker="braille")
+    signal.lines()
+    signal.label("% of slots")
+    figure.draw(signal)
+    figure.label("day", axis="x")
+    output.data(title)
+    for row in uncolorize(str(figure.build())).rstrip().splitlines():
+        output.data(row.rstrip())

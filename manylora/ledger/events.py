@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -96,3 +96,21 @@ def metrics(tx: Session, job_id: str, *, after_step: int = 0, limit: int = 5000)
             .limit(limit)
         )
     )
+
+
+def thin(tx: Session, job_id: str, most: int = 1000) -> None:
+    """Leave about so many metric points of a job that has ended, evenly spaced; those with a
+    validation loss and the last one stay."""
+    count, last = tx.execute(
+        select(func.count(), func.max(Metric.step)).where(Metric.job_id == job_id)
+    ).one()
+    if count > most:
+        every = -(-count // most)
+        tx.execute(
+            delete(Metric).where(
+                Metric.job_id == job_id,
+                Metric.step % every != 0,
+                Metric.step != last,
+                Metric.data["valid_loss"].is_(None),
+            )
+        )

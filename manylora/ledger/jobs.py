@@ -7,16 +7,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from manylora import keys
 from manylora.errors import LostError, NotFoundError, StateError
 from manylora.ledger import events, webhooks
-from manylora.ledger.compare import swap
+from manylora.ledger.compare import swap, swap_all
 from manylora.ledger.moves import MOVES, PAUSE, RESUME
 from manylora.ledger.states import FINAL, JobState
-from manylora.ledger.tables import Attempt, Job
+from manylora.ledger.tables import Attempt, Event, Job
 
 
 def create(tx: Session, **columns: Any) -> Job:
@@ -157,6 +157,39 @@ def first(
         f"{job_id}: cannot {names[-1]} from {before or 'nothing'}",
         details={"state": before, "attempt": attempt},
     )
+
+
+def dispatch_all(
+    tx: Session, job_ids: Sequence[str], *, queue: str, deadline: float, resend: float
+) -> dict[str, int]:
+    """The move `dispatch` of many jobs at once, with their events; {job: attempt} of those that
+    were still queued and due. The others are no error: they were cancelled or paused meanwhile."""
+    made = MOVES["dispatch"]
+    given = {"queue": queue, "deadline": deadline, "resend": resend}
+    moved = swap_all(tx, made, job_ids, given)
+    if moved:
+        told = {
+            "level": made.level,
+            "type": "message",
+            "message": made.says,
+            "from_state": JobState.QUEUED.value,
+            "actor": "scheduler",
+        }
+        tx.execute(
+            insert(Event),
+            [
+                told
+                | {
+                    "id": keys.event_id(),
+                    "job_id": job_id,
+                    "tenant_id": tenant_id,
+                    "attempt": attempt,
+                    "to_state": state,
+                }
+                for job_id, tenant_id, attempt, state in moved
+            ],
+        )
+    return {job_id: attempt for job_id, _, attempt, _ in moved}
 
 
 def cancel(tx: Session, tenant_id: uuid.UUID, job_id: str) -> Job:

@@ -8,44 +8,28 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
-    DateTime,
-    Float,
+    Computed,
     ForeignKey,
     Identity,
     Index,
     String,
-    Text,
     UniqueConstraint,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
+from manylora.ledger.queue_tables import Change as Change
+from manylora.ledger.queue_tables import Line as Line
+from manylora.ledger.queue_tables import Pool as Pool
+from manylora.ledger.queue_tables import Share as Share
+from manylora.ledger.root import Json, Table
 from manylora.ledger.states import JobState
 
-Json = dict[str, Any]
 _NOW = func.clock_timestamp()
-
-
-class Table(DeclarativeBase):
-    """The root of all tables."""
-
-    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own protocol)
-        dt.datetime: DateTime(timezone=True),
-        uuid.UUID: UUID(as_uuid=True),
-        Json: JSONB,
-        list[Json]: JSONB,
-        list[str]: JSONB,
-        int: BigInteger,
-        float: Float,
-        str: Text,
-    }
 
 
 class Tenant(Table):
@@ -179,11 +163,19 @@ class Job(Table):
         UniqueConstraint("tenant_id", "idempotency_key", name="jobs_idempotency"),
         Index("jobs_of_tenant", "tenant_id", "created_at", "id"),
         Index(
-            "jobs_waiting",
-            text("priority DESC"),
-            "queued_at",
+            "jobs_in_line",
+            "tenant_id",
+            "base",
+            "rank",
             "id",
             postgresql_where=text("state = 'queued'"),
+        ),
+        Index("jobs_oldest", "base", "queued_at", postgresql_where=text("state = 'queued'")),
+        Index(
+            "jobs_new",
+            "tenant_id",
+            "created_at",
+            postgresql_where=text("state = 'validating_files'"),
         ),
         Index(
             "jobs_at_work",
@@ -244,6 +236,21 @@ class Job(Table):
     queued_at: Mapped[dt.datetime | None]
     started_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
+    #: when its tenant would have it done; among the tenant's own jobs only
+    deadline: Mapped[dt.datetime | None]
+    #: its place in its tenant's line, lowest first: when it was queued (or a day before its
+    #: deadline, if that is earlier), in seconds, less ten minutes for each step of priority
+    rank: Mapped[float | None] = mapped_column(
+        Computed(
+            "extract(epoch FROM least(queued_at AT TIME ZONE 'UTC', (deadline AT TIME ZONE 'UTC')"
+            " - interval '86400 seconds')) - 600 * priority",
+            persisted=True,
+        )
+    )
+    #: seconds it was foretold to wait when it was queued, before calibration
+    foretold: Mapped[float | None]
+    #: seconds after which it was to have started, nine times out of ten
+    promised: Mapped[float | None]
     #: how often the bucket was swept of what it left there, once it had ended
     sweeps: Mapped[int] = mapped_column(server_default=text("0"))
 
@@ -254,6 +261,11 @@ class Attempt(Table):
     __tablename__ = "attempts"
     __table_args__ = (
         Index("attempts_open", "worker_id", postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "attempts_unsettled",
+            "ended_at",
+            postgresql_where=text("ended_at IS NOT NULL AND NOT settled"),
+        ),
     )
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
@@ -267,6 +279,10 @@ class Attempt(Table):
     outcome: Mapped[str | None] = mapped_column(String(20))
     last_step: Mapped[int] = mapped_column(default=0)
     device_seconds: Mapped[float] = mapped_column(default=0.0)
+    #: device-seconds its tenant's share was charged when it was dispatched
+    charged: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    #: whether the share was set right by what it took in the end
+    settled: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
 
 
 class Checkpoint(Table):

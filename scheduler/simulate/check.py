@@ -156,6 +156,9 @@ def at_the_end(world: World, books: Books, check: Check, clients: Clients) -> No
     for (job_id, attempt), row in books.attempts.items():
         if books.jobs[job_id]["state"] in FINAL and row["ended_at"] is None:
             raise Violation(f"the slot of {job_id}/{attempt} was never given back (I11)")
+        ended = books.jobs[job_id]["state"] == JobState.SUCCEEDED
+        if ended and attempt == books.jobs[job_id]["attempt"] and row["outcome"] != "succeeded":
+            raise Violation(f"the slot of {job_id}/{attempt} was not given back at once (I11)")
     _replay(books)
 
 

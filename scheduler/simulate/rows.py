@@ -18,7 +18,7 @@ _NEW: Row = {
     "preemptions": 0, "wish": None, "not_before": None, "waiting_for": None, "step": 0,
     "total_steps": None, "examples": None, "trained_tokens": None, "device_seconds": 0.0,
     "error_code": None, "error_message": None, "error_param": None, "queued_at": None,
-    "started_at": None, "finished_at": None, "priority": 0,
+    "started_at": None, "finished_at": None, "priority": 0, "tenant": "",
 }  # fmt: skip
 _NEW_ATTEMPT: Row = {
     "queue": None, "worker_id": None, "started_at": None, "lease_expires_at": None,

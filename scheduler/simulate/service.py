@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from manylora.errors import LostError, StateError, UnavailableError
 from manylora.ledger.moves import MOST_FAILURES
 from manylora.ledger.states import JobState
 from scheduler.contact import Contact
-from scheduler.planner import Plan, Running, Snapshot, Waiting, WorkerView, plan
+from scheduler.planner import plan
 from scheduler.simulate.books import Books
 from scheduler.simulate.worker import TTL, Fate, Worker
 from scheduler.simulate.world import Actor, Hint, Process, World
+from scheduler.views import Plan, Running, Snapshot, Tenant, Waiting, WorkerView
 
 TICK, DEADLINE, RESEND, MOST_PREEMPTIONS = 4.0, 45.0, 15.0, 3
 
@@ -83,6 +85,7 @@ class Scheduler(Process):
                             job["base"],
                             job["priority"],
                             job["queued_at"] or 0.0,
+                            job["tenant"],
                         )
                     )
             elif job["state"] == JobState.RUNNING and (job_id, job["attempt"]) in attempts:
@@ -97,6 +100,7 @@ class Scheduler(Process):
                         job["wish"],
                         job["preemptions"],
                         books["worker_id"],
+                        job["tenant"],
                     )
                 )
         busy: dict[str, int] = {}
@@ -116,7 +120,20 @@ class Scheduler(Process):
             running=tuple(running),
             most_preemptions=MOST_PREEMPTIONS,
             settled=self.contact.settled,
+            tenants=self._tenants(now),
+            now=now,
         )
+
+    def _tenants(self, now: float) -> dict[str, Tenant]:
+        """What each has had so far; nothing is forgotten in so short a time."""
+        found: dict[str, Tenant] = {}
+        for job in self.books.jobs.values():
+            one = found.get(job["tenant"], Tenant(used_at=now))
+            active = job["state"] in (JobState.DISPATCHED, JobState.RUNNING)
+            found[job["tenant"]] = replace(
+                one, used=one.used + job["device_seconds"], active=one.active + active
+            )
+        return found
 
     def _do(self, decided: Plan) -> Sequence[tuple[str, str, int]]:
         sent = []
@@ -174,7 +191,11 @@ class Clients(Process):
             elif chance.random() < 0.1:
                 fate.nan_at = chance.randint(1, steps)
             self.fates[job_id] = fate
-            columns = {"base": chance.choice(self.bases), "priority": chance.choice((0, 0, 0, 5))}
+            columns = {
+                "base": chance.choice(self.bases),
+                "priority": chance.choice((0, 0, 0, 5)),
+                "tenant": f"tenant{number % 3 % 2}",
+            }
             try:
                 self.world.transact(
                     lambda job_id=job_id, columns=columns: self.books.create(job_id, **columns)  # type: ignore[misc]

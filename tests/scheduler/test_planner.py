@@ -5,7 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.planner import Running, Snapshot, Waiting, WorkerView, plan
+from scheduler.planner import plan
+from scheduler.views import Running, Snapshot, Waiting, WorkerView
 
 BASES = ("alpha", "beta", "gamma")
 waiting = st.builds(

@@ -18,7 +18,7 @@ from manylora.api.context import Parts, Tenant
 from manylora.datasets.arrays import is_arrays, validate_arrays
 from manylora.datasets.limits import Limits
 from manylora.errors import DatasetError, UsageError
-from manylora.ledger import files
+from manylora.ledger import files, shares
 
 router = APIRouter(prefix="/v1/files")
 _CHUNK = 1 << 20
@@ -69,6 +69,7 @@ def upload(
             lookups.lock(tx, key)
             if parts.store.size(key) != size:
                 parts.store.put_file(key, path)
+            shares.check_bytes(tx, caller.tenant_id, size)
             row = files.add(
                 tx,
                 caller.tenant_id,

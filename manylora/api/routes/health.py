@@ -13,13 +13,13 @@ from sqlalchemy import func, select
 from manylora import __version__
 from manylora.api.context import Parts, Tenant
 from manylora.checks import all_good, ask, service_checks
-from manylora.ledger import schema, workers
-from manylora.ledger.states import FINAL
+from manylora.ledger import lines, schema, workers
 from manylora.ledger.tables import Job
 from manylora.metrics import CONTENT_TYPE
 
 router = APIRouter()
-_WAITING = ("validating_files", "queued", "dispatched", "running")
+_AT_WORK = ("validating_files", "dispatched", "running")
+_WAITING = ("queued", *_AT_WORK)
 
 
 @router.get("/healthz")
@@ -47,11 +47,9 @@ def status(parts: Parts, _: Tenant) -> dict[str, Any]:
     """Queue depth, slots, workers, the last scheduling round."""
     with parts.database.transaction() as tx:
         counts = tx.execute(
-            select(Job.state, func.count())
-            .where(Job.state.not_in([s.value for s in FINAL]))
-            .group_by(Job.state)
+            select(Job.state, func.count()).where(Job.state.in_(_AT_WORK)).group_by(Job.state)
         )
-        queue = dict.fromkeys(_WAITING, 0) | dict(counts.all())
+        queue = dict.fromkeys(_WAITING, 0) | dict(counts.all()) | {"queued": lines.queued(tx)}
         alive = workers.alive(tx, within_seconds=parts.settings.lease_seconds)
         busy = workers.busy(tx)
         now = tx.scalar(select(func.clock_timestamp())) or dt.datetime.now(dt.UTC)

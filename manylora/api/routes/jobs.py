@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
 import secrets
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from manylora import crash, hyperparameters
@@ -17,7 +20,7 @@ from manylora.api import lookups, wire
 from manylora.api.context import Context, Parts, Tenant
 from manylora.datasets.arrays import require_kind
 from manylora.errors import BadSpecError, NotFoundError, UsageError
-from manylora.ledger import adapters, bases, events, files, jobs
+from manylora.ledger import adapters, bases, events, explain, files, jobs, shares
 from manylora.ledger.tables import Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
@@ -40,6 +43,8 @@ class Create(BaseModel):
     method: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None
     priority: int = Field(0, ge=-100, le=100)
+    #: seconds since 1970
+    deadline: int | None = Field(None, ge=0, le=2**40)
 
     @field_validator("method", "hyperparameters")
     @classmethod
@@ -68,7 +73,9 @@ class Create(BaseModel):
 
 
 def _show(tx: Session, row: Job, tenant: str, parts: Context) -> dict[str, Any]:
-    return wire.job(row, adapters.of_job(tx, row.id), tenant, parts)
+    shown = wire.job(row, adapters.of_job(tx, row.id), tenant, parts)
+    shown["x"]["waiting_for"] = explain.reason(tx, row)
+    return shown
 
 
 @router.post("")
@@ -106,6 +113,7 @@ def create(
                 hint=f"at most {parts.settings.max_context_length}",
                 param="hyperparameters.context_length",
             )
+        shares.check_queued(tx, caller.tenant_id, parts.settings.max_queued)
         named = {"training_file": body.training_file, "validation_file": body.validation_file}
         for param, file_id in named.items():
             if file_id:
@@ -124,12 +132,28 @@ def create(
             hyperparameters=resolved.as_json(),
             job_metadata=body.metadata,
             priority=body.priority,
+            deadline=_deadline(tx, body.deadline),
             idempotency_key=_hashed(idempotency_key),
         )
         shown = _show(tx, row, caller.tenant, parts)
         crash.point("submit_before_commit")
     crash.point("submit_after_commit")
     return shown
+
+
+def _deadline(tx: Session, at: int | None) -> dt.datetime | None:
+    """Raises: UsageError for a moment that is over."""
+    if at is None:
+        return None
+    wanted = dt.datetime.fromtimestamp(at, dt.UTC)
+    now = tx.scalar(select(func.clock_timestamp()))
+    if now is not None and wanted <= now:
+        raise UsageError(
+            f"deadline {wanted:%Y-%m-%d %H:%M:%S} UTC is in the past",
+            hint=f"it is {now.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC here",
+            param="deadline",
+        )
+    return wanted
 
 
 def _hashed(key: str | None) -> str | None:
@@ -161,9 +185,15 @@ def page(
 
 @router.get("/{job_id}")
 def get(parts: Parts, caller: Tenant, job_id: str) -> dict[str, Any]:
-    """One job."""
+    """One job; of one that waits also its place, in `x.queue`."""
     with parts.database.transaction() as tx:
-        return _show(tx, jobs.get(tx, caller.tenant_id, job_id), caller.tenant, parts)
+        row = jobs.get(tx, caller.tenant_id, job_id)
+        shown = _show(tx, row, caller.tenant, parts)
+        place = explain.place(tx, row)
+        shown["x"]["queue"] = place
+        if place is not None and place["finish"] is not None:
+            shown["estimated_finish"] = int(time.time() + place["finish"]["p50"])
+        return shown
 
 
 @router.post("/{job_id}/cancel")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from manylora.cli import context, output
+from manylora.cli.commands.queue import starts
 from manylora.cli.flags import command, json_option
 from manylora.cli.follow import cost, losses
 
@@ -28,12 +31,18 @@ def show(job_id: str, as_json: bool) -> None:
     x = job.get("x") or {}
     total = x.get("total_steps")
     failure = job.get("error") or {}
+    place = x.get("queue") or {}
     output.facts(
         [
             ("job", job["id"]),
             ("suffix", job.get("user_provided_suffix")),
             ("status", job["status"]),
             ("waits for", x.get("waiting_for")),
+            ("position", _position(place)),
+            ("starts in", starts(place)),
+            ("is over in", starts(place, "finish")),
+            ("share", _share(place)),
+            ("foretold", _kept(place)),
             ("error", failure.get("message")),
             ("base", job["model"]),
             ("step", f"{x.get('step') or 0} of {total}" if total else None),
@@ -51,3 +60,25 @@ def show(job_id: str, as_json: bool) -> None:
     )
     settings = x.get("hyperparameters") or job.get("hyperparameters") or {}
     output.facts((f"  {name}", value) for name, value in settings.items())
+
+
+def _position(place: dict[str, Any]) -> str | None:
+    if not place:
+        return None
+    ahead = place["ahead"]
+    return (
+        f"{place['position']:,}: {ahead['yours']:,} of yours and {ahead['others']:,} others ahead"
+    )
+
+
+def _share(place: dict[str, Any]) -> str | None:
+    share = place.get("share")
+    return share and f"{share['has']:.1%} of the pool, entitled to {share['entitled']:.1%}"
+
+
+def _kept(place: dict[str, Any]) -> str | None:
+    known = place.get("calibration") or {}
+    if not known.get("foretold"):
+        return None
+    kept, count = known["started_by_p90"], known["foretold"]
+    return f"{kept:.0%} of {output.counted(count, 'job')} started by their p90"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ _BYTES_A_TOKEN = 4
 @click.option("--auto", is_flag=True, help="Choose the rest by the dataset's size; say why.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[chosen by the service]")
 @click.option("--priority", type=int, help="Order among your own jobs; higher goes first  [0]")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    help="Hours in which you want it done; it goes before your own that can wait  [none]",
+)
 @click.option("--metadata", "pairs", multiple=True, metavar="K=V", help="Repeat it for more.")
 @click.option(
     "--idempotency-key", help="The same key is the same job, however often it is sent  [random]"
@@ -45,6 +52,7 @@ def submit(
     auto: bool,
     seed: int | None,
     priority: int | None,
+    deadline: float | None,
     pairs: tuple[str, ...],
     idempotency_key: str | None,
     detach: bool,
@@ -75,6 +83,8 @@ def submit(
     }
     if priority is not None:
         body["priority"] = priority
+    if deadline is not None:
+        body["deadline"] = math.ceil(time.time() + deadline * 3600)
     client = context.connect()
     # Arrays are held against what the base reads; lines need no base.
     asked_first = any(path is not None and is_arrays(path.name) for path in (file, val))

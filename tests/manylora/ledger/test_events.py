@@ -46,3 +46,16 @@ def test_a_step_trained_again_overwrites_its_point(ledger):
         assert points == [(1, 1, 2.0), (2, 2, 0.5)]
         assert [m.step for m in events.metrics(tx, job_id, after_step=1)] == [2]
         assert [m.step for m in events.metrics(tx, job_id, limit=1)] == [1]
+
+
+def test_the_curve_of_an_ended_job_is_thinned_but_for_evaluations_and_its_end(ledger):
+    job_id = ledger.running()
+    points = [(step, {"train_loss": 1.0}) for step in range(1, 501)]
+    points[122] = 123, {"valid_loss": 0.5}
+    with ledger.transaction() as tx:
+        events.add_metrics(tx, job_id, 1, points)
+        events.thin(tx, job_id, 500)
+        assert len(events.metrics(tx, job_id)) == 500
+        events.thin(tx, job_id, 100)
+        steps = [row.step for row in events.metrics(tx, job_id)]
+    assert steps == sorted({*range(5, 501, 5), 123})

@@ -9,7 +9,17 @@ from sqlalchemy import select
 
 from manylora import ledger as package
 from manylora.errors import NotFoundError
-from manylora.ledger import adapters, bases, checkpoints, events, files, jobs, webhooks
+from manylora.ledger import (
+    adapters,
+    bases,
+    checkpoints,
+    events,
+    explain,
+    files,
+    jobs,
+    lines,
+    webhooks,
+)
 from manylora.ledger.tables import Delivery
 
 
@@ -40,7 +50,10 @@ ASK = {
     ),
 }
 #: what takes a tenant and looks nothing up: it makes a thing, or lists one's own
-OWN = {"files.add", "adapters.page", "webhooks.add", "webhooks.page"}
+OWN = {
+    "files.add", "adapters.page", "webhooks.add", "webhooks.page", "lines.of_tenant",
+    "explain.lines", "shares.of", "shares.check_queued", "shares.check_bytes",
+}  # fmt: skip
 
 
 def test_none_is_forgotten():
@@ -82,6 +95,8 @@ def test_lists_and_names_are_ones_own(ledger, stranger):
                 adapters.find(tx, stranger.id, ref)
         assert adapters.page(tx, stranger.id) == []
         assert webhooks.page(tx, stranger.id) == []
+        assert lines.of_tenant(tx, stranger.id) == []
+        assert explain.lines(tx, stranger.id) == []
         assert jobs.page(tx, stranger.id, after=None, limit=9) == ([], False)
         assert files.page(tx, stranger.id, after=None, limit=9) == ([], False)
         assert bases.get(tx, ledger.base.name)  # bases are everybody's
