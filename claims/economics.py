@@ -8,7 +8,9 @@ from torch import nn
 
 from claims.row import Claim, Found, Place, near
 from lora_core.inject import candidates
-from lora_core.memory import numbers_of
+from lora_core.memory import size_of
+from lora_core.quantize import bits_per_weight, weight_bytes
+from lora_core.spec import AdapterSpec
 
 DOCUMENT = "Implementing LoRA From Scratch for Fine-tuning LLMs"
 CUSTOMERS = 1_000
@@ -32,16 +34,9 @@ def _model() -> nn.Module:
     return nn.ModuleList(_Block() for _ in range(LAYERS))
 
 
-def nf4_bits(block: int = 64, second: int = 256) -> float:
-    """Bits of one weight as NF4 with double quantisation (QLoRA, Dettmers et al., 2023): 4, an
-    8-bit scale for each block, a 32-bit scale for each `second` of those. The one place for the
-    figure: what `lora_core` counts for a quantised base may stand here."""
-    return 4 + 8 / block + 32 / (block * second)
-
-
 def _adapter_bytes(model: nn.Module, names: tuple[str, ...], r: int) -> int:
     hit = [name for name in candidates(model) if name.rpartition(".")[2] in names]
-    return HALF * numbers_of(model, r, hit)
+    return HALF * size_of(model, AdapterSpec(r=r), hit).numbers
 
 
 def _checkpoint(_: Place) -> Found:
@@ -69,8 +64,8 @@ def _customers(_: Place) -> Found:
 
 
 def _quantised(_: Place) -> Found:
-    bits = nf4_bits()
-    size = 175e9 * bits / 8 / 1e9
+    bits = bits_per_weight("nf4")
+    size = weight_bytes("nf4", 175_000_000_000) / 1e9
     said = f"{bits:.3f} bits a weight; 175B parameters in {size:.0f} GB instead of 350"
     return said, near(bits, 4.127, 0.001) and size < 100
 

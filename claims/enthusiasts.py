@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from torch.nn import functional as F
 from claims.digits import turned
 from claims.road import accuracy, count, examples, pretrained, trainer
 from claims.row import Claim, Found, Place
-from lora_core import AdapterSpec, TrainingJob, activate, weights_digest
+from lora_core import (
+    AdapterSpec,
+    ArrayExamples,
+    Trainer,
+    TrainingJob,
+    activate,
+    weights_digest,
+)
 from lora_core.inject import layers
 
 DOCUMENT = "LoRA for language model enthusiasts"
@@ -31,18 +39,25 @@ def trained(
     place: Place, specs: dict[str, AdapterSpec], rate: float = 2e-3, epochs: int = EPOCHS
 ) -> tuple[dict[str, float], float]:
     """Test accuracy by name, all specs trained side by side; and the seconds that took."""
+    began = time.perf_counter()
+    engine, held_out = taught(place, specs, rate, epochs)
+    spent = time.perf_counter() - began
+    return {name: engine.evaluate(name, held_out)[1] for name in specs}, spent
+
+
+def taught(
+    place: Place, specs: dict[str, AdapterSpec], rate: float = 2e-3, epochs: int = EPOCHS
+) -> tuple[Trainer, ArrayExamples]:
+    """A trainer whose jobs, one for each spec, are done; and what to test them on."""
     base, data = pretrained(place.cifar)
     x, y = turned(data.train[0]), data.train[1]
-    held_out = examples(turned(data.test[0]), data.test[1])
     engine = trainer(copy.deepcopy(base), len(specs))
     for name, spec in specs.items():
         engine.join(TrainingJob(name, spec, examples(x, y), epochs=epochs, batch_size=32,
                                 learning_rate=rate))  # fmt: skip
-    began = time.perf_counter()
     while engine.step():
         pass
-    spent = time.perf_counter() - began
-    return {name: engine.evaluate(name, held_out)[1] for name in specs}, spent
+    return engine, examples(turned(data.test[0]), data.test[1])
 
 
 def _selective(place: Place) -> Found:
@@ -75,6 +90,18 @@ def _sweep(place: Place) -> Found:
     weak = max(a for n, a in found.items() if n.endswith("=0.01"))
     best = max(found.values())
     return said, best > weak and found["r=8 alpha/r=1"] >= found["r=1 alpha/r=1"]
+
+
+def _learnable(place: Place) -> Found:
+    fixed = AdapterSpec(r=8, alpha=8)
+    specs = {"fixed": fixed, "learnt": replace(fixed, learnable_scaling=True)}
+    engine, held_out = taught(place, specs)
+    found = {name: engine.evaluate(name, held_out)[1] for name in specs}
+    gains = engine.state("learnt").gains()
+    moved = ", ".join(f"{name} {gain:.2f}" for name, gain in gains.items())
+    said = f"fixed {found['fixed']:.0%}, learnt {found['learnt']:.0%}; the factors went to {moved}"
+    learnt = all(abs(gain - 1) > 0.01 for gain in gains.values())
+    return said, learnt and len(gains) == 3 and found["learnt"] > found["fixed"] - 0.03
 
 
 def _full(place: Place) -> Found:
@@ -140,6 +167,7 @@ def _switch(place: Place) -> Found:
 CLAIMS = [
     Claim("selective", DOCUMENT, "LoRA on some layers only is a trade-off", _selective, False),
     Claim("rank and scaling", DOCUMENT, "rank and scale matter; 0.01 is a choice", _sweep, False),
+    Claim("learnable scaling", DOCUMENT, "the scale can be learnt", _learnable, False),
     Claim("against full", DOCUMENT, "comparable results with far fewer parameters", _full, False),
     Claim("adapters on one base", DOCUMENT, "switching keeps the same base", _switch, False),
 ]
