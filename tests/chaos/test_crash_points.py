@@ -81,11 +81,12 @@ def test_work_done_again_is_at_most_one_interval(stack, undisturbed):
     until(lambda: saved(stack, job_id), "a checkpoint")
     stack.kill("worker-0")
     died = time.monotonic()
-    last, dead = saved(stack, job_id), stack.job(job_id).attempt
+    last, dead = saved(stack, job_id), stack.job(job_id)
 
     def again():
         job = stack.job(job_id)
-        return job.step if job.attempt > dead and job.state == "running" and job.step else None
+        goes_on = job.attempt > dead.attempt and job.state == "running"
+        return job.step if goes_on and job.step > dead.step else None
 
     first = until(again, "the next attempt's first steps")
     assert first >= last
