@@ -76,7 +76,8 @@ class LoraLinear(nn.Module):
         self.name = name
         self.focus = focus
         self.transposed = type(base).__name__ == "Conv1D"
-        rows, columns = shape_of(base)
+        shape = shape_of(base)
+        rows, columns = shape[0], shape[1:].numel()
         self.in_features, self.out_features = (
             (rows, columns) if self.transposed else (columns, rows)
         )

@@ -40,9 +40,10 @@ def turn(used: float, used_at: float, since: float, weight: float, half_life: fl
     Lower is sooner. `weight` is positive; `used` in device-seconds; times in seconds.
     """
     newcomer = since + half_life * math.log2(FLOOR / weight)
-    if used <= 0.0:
+    share = used / weight
+    if share <= 0.0:  # of the smallest numbers a division makes nothing
         return newcomer
-    return max(newcomer, used_at + half_life * math.log2(used / weight))
+    return max(newcomer, used_at + half_life * math.log2(share))
 
 
 def charged(used: float, used_at: float, now: float, cost: float, half_life: float) -> float:

@@ -18,7 +18,7 @@ from lora_core import (
     save_adapter,
     weights_digest,
 )
-from lora_core.inject import candidates, layers
+from lora_core.inject import layers, targets
 from lora_core.quantize import QuantizedLinear, method_of, name_of, quantize_layers
 from tests.lora_core.models import job, tiny
 
@@ -28,7 +28,7 @@ METHODS = ("nf4", "int8", "int4-g16")
 def quantized(kind, method, dtype=torch.float32, **options):
     """A tiny model whose linear layers are quantised."""
     model = tiny(kind, dtype, **options)  # `whole` is about widths
-    quantize_layers(model, list(candidates(model)), method_of(method))
+    quantize_layers(model, targets(model, AdapterSpec(r=1)), method_of(method))
     return model
 
 
@@ -36,8 +36,8 @@ def made_whole(kind, method, dtype=torch.float32, **options):
     """The same model, its weights made whole again."""
     model, few = tiny(kind, dtype, **options), quantized(kind, method, dtype, **options)
     with torch.no_grad():
-        for name, layer in candidates(few).items():
-            other = model.get_submodule(name)
+        for name in targets(few, AdapterSpec(r=1)):
+            layer, other = few.get_submodule(name), model.get_submodule(name)
             other.weight.copy_(layer.weight.T if layer.of_conv1d else layer.weight)
     return model
 
@@ -48,7 +48,7 @@ def test_it_computes_what_its_whole_weight_computes(kind, method):
     few, plain = quantized(kind, method), made_whole(kind, method)
     ids = torch.arange(3, 20)[None]
     torch.testing.assert_close(few(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
-    assert isinstance(next(iter(candidates(few).values())), QuantizedLinear)
+    assert isinstance(few.get_submodule(targets(few, AdapterSpec(r=1))[0]), QuantizedLinear)
     assert not isinstance(few.get_output_embeddings(), QuantizedLinear)
 
 
@@ -151,7 +151,7 @@ def test_an_adapter_of_a_quantised_conv1d_says_so(tmp_path):
 def test_what_cannot_be_is_said_in_a_sentence():
     model = quantized("llama", "nf4")
     with pytest.raises(LoraError, match="q_proj is quantised already"):
-        quantize_layers(model, list(candidates(model)), method_of("int8"))
+        quantize_layers(model, targets(model, AdapterSpec(r=1)), method_of("int8"))
     with pytest.raises(LoraError, match="no linear layer but a Embedding"):
         quantize_layers(tiny("llama"), ["model.embed_tokens"], method_of("int8"))
     inject(model, AdapterSpec(r=2))

@@ -65,7 +65,7 @@ def test_a_mutant_is_seen(name, monkeypatch):
     table = MUTANTS[name]()
     if name == "rescue a live lease":  # the second guard of the same would hide it
         monkeypatch.setattr(Contact, "silent", all_silent)
-    for seed in range(2000):
+    for seed in range(3000):
         try:
             play(seed, table)
         except Violation as seen:
@@ -73,7 +73,7 @@ def test_a_mutant_is_seen(name, monkeypatch):
             assert told.startswith(f"seed {seed} at ")
             assert f"again: SEED={seed} " in told
             return
-    pytest.fail("2,000 seeds saw nothing")
+    pytest.fail("3,000 seeds saw nothing")
 
 
 def test_there_are_a_dozen_mutants():

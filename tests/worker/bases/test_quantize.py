@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lora_core.inject import candidates
+from lora_core import AdapterSpec
+from lora_core.inject import targets
 from lora_core.quantize import QuantizedLinear, method_of, quantize_layers
 from manylora.errors import UsageError
 from tests.conftest import write_tokenizer
@@ -51,7 +52,7 @@ def test_what_is_loaded_is_what_was_quantised(kind, name, source, tmp_path):
     assert cards.read(made) == card
 
     expected = load_base(plain_folder, "cpu", None)
-    quantize_layers(expected, list(candidates(expected)), method_of(name))
+    quantize_layers(expected, targets(expected, AdapterSpec(r=1)), method_of(name))
     model = load_base(made, "cpu", None)
     assert not model.training
     assert {n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)} == set(
