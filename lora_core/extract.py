@@ -47,7 +47,8 @@ def extract(
     if before.names != after.names:
         odd = min(set(before.names) ^ set(after.names))
         raise LoraError(f"the two checkpoints are of different models: only one has {odd}")
-    layers = {f"{n}.weight": _transposed(m) for n, m in candidates(model).items()}
+    sought = {name: m for name, m in candidates(model).items() if _is_linear(m)}
+    layers = {f"{name}.weight": _transposed(m) for name, m in sought.items()}
     changed: list[str] = []
     others: list[str] = []
     for name in before.names:
@@ -90,6 +91,11 @@ def extract(
 
 def _ending(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a layer this file takes: no convolution, no embedding."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _transposed(module: nn.Module) -> bool:
