@@ -12,8 +12,8 @@ import random
 import pytest
 import torch
 
-from lora_core import State, Trainer
-from lora_core.inject import candidates
+from lora_core import AdapterSpec, State, Trainer
+from lora_core.inject import targets
 from lora_core.quantize import method_of, quantize_layers
 from tests.lora_core.models import KINDS, examples, job, tiny
 
@@ -144,7 +144,7 @@ def test_on_native_kernels_too_whatever_the_threads(kind, kernels, tmp_path, one
 def quantized(kind, dtype, method, **options):
     """A tiny model whose linear layers are in few bits."""
     model = tiny(kind, dtype, **options)
-    quantize_layers(model, list(candidates(model)), method_of(method))
+    quantize_layers(model, targets(model, AdapterSpec(r=1)), method_of(method))
     return model
 
 
