@@ -215,26 +215,23 @@ class LoraLinear(nn.Module):
 
 def shape_of(base: nn.Module) -> torch.Size:
     """The shape of a base layer's weight, which is not made whole for that."""
-    if isinstance(base, QuantizedLinear):
-        return base.shape
-    weight = base.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape
+    return _kept(base).shape
 
 
 def dtype_of(base: nn.Module) -> torch.dtype:
     """The dtype of a base layer's weight."""
-    if isinstance(base, QuantizedLinear):
-        return base.dtype
-    weight = base.weight
-    assert isinstance(weight, Tensor)
-    return weight.dtype
+    return _kept(base).dtype
 
 
 def device_of(base: nn.Module) -> torch.device:
     """Where a base layer's weight is."""
+    return _kept(base).device
+
+
+def _kept(base: nn.Module) -> QuantizedLinear | Tensor:
+    """What tells of a weight without making it whole."""
     if isinstance(base, QuantizedLinear):
-        return base.device
+        return base
     weight = base.weight
     assert isinstance(weight, Tensor)
-    return weight.device
+    return weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ class Card:
         part = folder / f".{CARD}.part"
         part.write_text(text, encoding="utf-8")
         os.replace(part, folder / CARD)
+
+    def keep(self, made: Path, cache: Path) -> Path:
+        """Move a base's folder, card and all, to its place in the cache; the place."""
+        self.write(made)
+        target = cache / self.fingerprint
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
+        return target
 
 
 def fingerprint(

@@ -158,12 +158,7 @@ def prepare(
             network=network,
             **facts,
         )
-        card.write(made)
-        target = cache / card.fingerprint
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
-    return card, target
+        return card, card.keep(made, cache)
 
 
 def _arrays(

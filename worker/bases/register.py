@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -88,12 +87,7 @@ def prepare(
             quantization=quantization,
             **facts,
         )
-        card.write(made)
-        target = cache / card.fingerprint
-        if target.exists():
-            shutil.rmtree(target)
-        made.rename(target)
-    return card, target
+        return card, card.keep(made, cache)
 
 
 def _already(
